@@ -1,0 +1,73 @@
+"""`python -m lorasmith.engine FOLDER`: run the job that a folder describes, without database or server."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from lorasmith.engine.reporting import Reporter
+from lorasmith.errors import Interrupted, InvalidSpec, LorasmithError
+from lorasmith.files import read_json, write_json
+from lorasmith.schemas.jobs import JobError, JobKind, JobOrder
+
+STAGES = {
+    JobKind.TRAINING: "lorasmith.engine.training.run",
+    JobKind.EVALUATION: "lorasmith.engine.evaluation.run",
+    JobKind.EXPORT: "lorasmith.engine.adapters.export",
+    JobKind.GENERATION: "lorasmith.engine.serving.run",
+}
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        print("usage: python -m lorasmith.engine JOB_FOLDER", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0]).resolve()
+    (folder / "error.json").unlink(missing_ok=True)
+    report = Reporter(folder)
+    report.obey_signals()
+    report("started", pid=os.getpid())
+    try:
+        result = run_job(folder, report)
+    except BaseException as error:
+        failure = explain(error)
+        if not isinstance(error, LorasmithError):
+            traceback.print_exc()
+        write_json(folder / "error.json", failure.model_dump())
+        report("ended", status="interrupted" if isinstance(error, Interrupted) else "failed", **failure.model_dump())
+        return failure.exit_code
+    write_json(folder / "result.json", result.model_dump(mode="json"))
+    report("ended", status="completed")
+    return 0
+
+
+def run_job(folder: Path, report: Reporter) -> BaseModel:
+    order = JobOrder.model_validate(read_json(folder / "job.json"))
+    try:
+        stage = importlib.import_module(STAGES[order.kind])
+        result: BaseModel = stage.run(order, folder, report)
+    except ValidationError as error:
+        raise InvalidSpec(f"job.json does not fit: {error}") from error
+    return result
+
+
+def explain(error: BaseException) -> JobError:
+    """A reason code, a sentence and a way out, for whatever was raised."""
+    if isinstance(error, LorasmithError):
+        return JobError(reason_code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+        hint = "smaller --set training.batch_size with more gradient_accumulation_steps gives the same result"
+        return JobError(reason_code="oom", message="the machine ran out of memory", hint=hint)
+    if isinstance(error, ModuleNotFoundError):
+        hint = "pip install 'lorasmith[train]'"
+        return JobError(reason_code="missing_extra", message=f"{error.name} is not installed", hint=hint)
+    return JobError(reason_code="crashed", message=f"{type(error).__name__}: {error}", hint="log.txt has the traceback")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""Base models and adapters from folders or the hub: checked before they are loaded, safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lorasmith.errors import InvalidModel, NotFound
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def model_folder(location: str) -> Path:
+    """The local folder of a model; a hub id is fetched into the Hugging Face cache, or found there when offline."""
+    folder = Path(location)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(location, allow_patterns=HUB_PATTERNS))
+    except HFValidationError:
+        raise NotFound(f"no model folder {location}", hint="give a folder, a hub id or `starter`") from None
+    except LocalEntryNotFoundError as error:
+        raise NotFound(
+            f"model {location!r} is neither a folder nor in the Hugging Face cache, and the hub could not be reached",
+            hint="check the spelling and the network, or copy the model into a folder and give its path",
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise NotFound(f"could not get model {location!r} from the hub: {error}") from error
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise `InvalidModel` naming what is missing: config, safetensors weights or tokenizer."""
+    if not (folder / "config.json").is_file():
+        raise InvalidModel(f"{folder} holds no config.json", hint="a model folder has config.json, tokenizer and weights")
+    if not list(folder.glob("*.safetensors")):
+        if list(folder.glob("*.bin")) or list(folder.glob("*.pt*")):
+            raise InvalidModel(
+                f"{folder} has its weights in pickle files, which can run code when loaded",
+                hint="convert them on a machine you trust: AutoModelForCausalLM.from_pretrained(F).save_pretrained(G)",
+            )
+        raise InvalidModel(f"{folder} holds no weights: expected *.safetensors", hint="was the download complete?")
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise InvalidModel(f"{path} is damaged: {error}", hint="copy or download it again") from error
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+        raise InvalidModel(f"{folder} holds no tokenizer: expected tokenizer.json")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal LM in eval mode, every weight from the folder; raises `InvalidModel` when one is missing."""
+    check_model_folder(folder)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InvalidModel(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InvalidModel(f"{folder} lacks {len(missing)} weights, the first is {missing[0]!r}")
+    model.eval()
+    return model
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """Put a PEFT adapter on a model. Raises `InvalidModel` unless every adapter tensor lands and every target has one."""
+    if not (folder / "adapter_config.json").is_file():
+        raise InvalidModel(f"{folder} holds no adapter_config.json", hint="an adapter is a PEFT folder")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InvalidModel(f"{folder} holds no {ADAPTER_WEIGHTS}")
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
+        stored = set(weights.keys())
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError) as error:
+        raise InvalidModel(f"{folder} does not fit {type(model).__name__}: {error}") from error
+    expected = set(get_peft_model_state_dict(wrapped))
+    missing, unexpected = sorted(expected - stored), sorted(stored - expected)
+    if missing or unexpected:
+        raise InvalidModel(
+            f"{folder} does not fit {type(model).__name__}: {len(missing)} tensors missing"
+            f"{f' (first {missing[0]!r})' if missing else ''}, {len(unexpected)} without a place",
+            hint="the adapter was trained on another base model",
+        )
+    if not trainable:
+        wrapped.eval()
+    return wrapped
+
+
+def eos_token_ids(model: nn.Module | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """All tokens on which generation stops: the tokenizer's and the generation config's."""
+    ids: set[int] = set()
+    if tokenizer.eos_token_id is not None:
+        ids.add(int(tokenizer.eos_token_id))
+    configured: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if isinstance(configured, int):
+        ids.add(configured)
+    elif configured:
+        ids.update(int(token) for token in configured)
+    return ids
+
+
+def context_tokens(model: PreTrainedModel) -> int | None:
+    """Positions that the model was built for, or None where its config does not say."""
+    value = getattr(model.config, "max_position_embeddings", None)
+    return int(value) if value else None
+
+
+def base_fingerprint(folder: Path) -> str:
+    """Digest of config and weights, cheap for large models.
+
+    sha256 over config.json and, for each weight file, its size, its safetensors header and 16 evenly spaced
+    blocks of 64 KiB: a different or fine-tuned checkpoint of the same shape gets another value.
+    """
+    digest = hashlib.sha256(json.dumps(json.loads((folder / "config.json").read_text()), sort_keys=True).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as handle:
+            header_bytes = int.from_bytes(handle.read(8), "little")
+            digest.update(handle.read(header_bytes))
+            for block in range(16):
+                handle.seek(8 + header_bytes + (size - 8 - header_bytes) * block // 16)
+                digest.update(handle.read(1 << 16))
+    return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""What a running job says: numbered events in `events.jsonl`, and whether it has been asked to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+from lorasmith.files import disk_errors
+from lorasmith.schemas.jobs import now
+
+EVENTS = "events.jsonl"
+
+
+class Reporter:
+    """Appends events to a job folder; numbering goes on where an earlier run of the folder stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / EVENTS
+        self.seq = count_whole_lines(self.path)
+        self.stop_requested = False
+
+    def __call__(self, type: str, **data: Any) -> None:
+        self.seq += 1
+        line = json.dumps({"seq": self.seq, "time": now().isoformat(), "type": type, "data": data}, ensure_ascii=False)
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+
+    def obey_signals(self) -> None:
+        """First SIGINT or SIGTERM asks for a stop at the next safe point; the second one ends the process."""
+
+        def ask(number: int, _: object) -> None:
+            if self.stop_requested:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            self.stop_requested = True
+
+        signal.signal(signal.SIGINT, ask)
+        signal.signal(signal.SIGTERM, ask)
+
+
+def count_whole_lines(path: Path) -> int:
+    """Lines of the file; a torn last line, left by a crash, is cut off."""
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) != len(data):
+        path.write_bytes(whole)
+    return whole.count(b"\n")

@@ -1,0 +1,167 @@
+"""The training loop: one optimizer step after the other, the loss normalised by the step's trained tokens."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch.utils.tensorboard import SummaryWriter
+
+from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.models.precision import Precision
+from lorasmith.engine.reporting import Reporter
+from lorasmith.engine.training.batches import StepPlan, pad_batch
+from lorasmith.engine.training.checkpoints import Progress, save_checkpoint, trainable
+from lorasmith.engine.training.loss import CompletionLoss
+from lorasmith.engine.training.schedule import interval, learning_rate, warmup_length
+from lorasmith.errors import JobFailed
+from lorasmith.schemas.training import TrainingSettings
+
+
+@dataclass
+class TrainingRun:
+    """All that the loop holds. `model` has fp32 adapter weights; its base is frozen."""
+
+    job: Path
+    model: PeftModel
+    optimizer: torch.optim.AdamW
+    loss: CompletionLoss
+    plan: StepPlan
+    settings: TrainingSettings
+    train: list[RenderedExample]
+    validation: list[RenderedExample]
+    pad_id: int
+    precision: Precision
+    progress: Progress
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast("cpu", torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+def train(run: TrainingRun, report: Reporter) -> bool:
+    """Run until the last step; returns False when a stop was asked for and everything has been saved."""
+    settings, plan, progress = run.settings, run.plan, run.progress
+    eval_every = interval(settings.eval_every, plan.total_steps, at_least=10)
+    save_every = interval(settings.save_every, plan.total_steps, at_least=3)
+    log_every = interval(settings.log_every, plan.total_steps, at_least=20)
+    warmup = warmup_length(settings.warmup_steps, plan.total_steps)
+    if warmup < settings.warmup_steps:
+        report("note", text=f"warm-up is {warmup} steps, a tenth of the run, instead of {settings.warmup_steps}")
+    progress.losses = progress.losses or []
+    progress.validation = progress.validation or []
+    if progress.step == 0:
+        validate(run, report)
+    began = time.perf_counter() - progress.seconds
+    run.model.train()
+    with SummaryWriter(str(run.job / "tb")) as board:
+        while progress.step < plan.total_steps:
+            rate = learning_rate(
+                progress.step, peak=settings.learning_rate, warmup=warmup, total=plan.total_steps, kind=settings.lr_scheduler
+            )
+            gradient_norm = optimizer_step(run, rate)
+            progress.step += 1
+            progress.seconds = time.perf_counter() - began
+            last = progress.step == plan.total_steps
+            if progress.step % log_every == 0 or last:
+                log_step(run, report, board, rate, gradient_norm)
+            stopping = report.stop_requested and not last
+            if (progress.step % eval_every == 0 or last) and not stopping:
+                paused = time.perf_counter()
+                validate(run, report, board)
+                began += time.perf_counter() - paused  # validation is not training time
+            if progress.step % save_every == 0 or last or stopping:
+                folder = save_checkpoint(run.job, run.model, run.optimizer, progress, settings.keep_checkpoints)
+                report("checkpoint", step=progress.step, folder=str(folder.relative_to(run.job)))
+            if stopping:
+                return False
+    return True
+
+
+def optimizer_step(run: TrainingRun, rate: float) -> float:
+    """One update; returns the gradient norm before clipping.
+
+    The mean is over all trained tokens of the step, so that 16 rows at once and 4 times 4 rows give the same update.
+    """
+    step, progress = run.progress.step, run.progress
+    torch.manual_seed(hash((run.plan.seed, step)))  # dropout depends on seed and step alone: resuming is exact
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    lengths = [len(row.ids) for row in run.train]
+    micro_batches = run.plan.micro_batches(step, lengths)
+    rows = [run.train[index] for batch in micro_batches for index in batch]
+    trained_tokens = sum(row.trained_tokens for row in rows)
+    total_nats = 0.0
+    for batch in micro_batches:
+        ids, labels = pad_batch([run.train[index] for index in batch], run.pad_id)
+        with run.autocast():
+            nats = run.loss(ids, labels)
+        (nats / trained_tokens).backward()
+        total_nats += nats.item()
+    norm = torch.nn.utils.clip_grad_norm_(trainable(run.model).values(), run.settings.max_grad_norm).item()
+    if not math.isfinite(total_nats) or not math.isfinite(norm):
+        worst = [row.row for row in rows]
+        raise JobFailed(
+            f"loss or gradient is not finite at step {step + 1} (loss {total_nats / trained_tokens}, norm {norm}); rows {worst}",
+            code="non_finite",
+            hint="lower --set training.learning_rate, or look at those rows with `lorasmith data preview`",
+        )
+    if step == 0 and norm == 0:
+        raise JobFailed("no gradient reaches the adapter, so nothing would be learned", code="no_gradient")
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    progress.tokens += sum(len(row.ids) for row in rows)
+    progress.trained_tokens += trained_tokens
+    progress.interval_nats += total_nats
+    progress.interval_tokens += trained_tokens
+    return norm
+
+
+def log_step(run: TrainingRun, report: Reporter, board: SummaryWriter, rate: float, gradient_norm: float) -> None:
+    progress, plan = run.progress, run.plan
+    loss = progress.interval_nats / progress.interval_tokens
+    progress.interval_nats, progress.interval_tokens = 0.0, 0
+    assert progress.losses is not None
+    progress.losses.append(loss)
+    tokens_per_s = progress.tokens / progress.seconds
+    report(
+        "step",
+        step=progress.step,
+        total_steps=plan.total_steps,
+        epoch=round(progress.step / plan.steps_per_epoch, 3),
+        loss=loss,
+        learning_rate=rate,
+        grad_norm=gradient_norm,
+        tokens_per_s=tokens_per_s,
+        eta_s=(plan.total_steps - progress.step) * progress.seconds / progress.step,
+    )
+    board.add_scalar("train/loss", loss, progress.step)
+    board.add_scalar("train/learning_rate", rate, progress.step)
+    board.add_scalar("train/grad_norm", gradient_norm, progress.step)
+    board.add_scalar("train/tokens_per_s", tokens_per_s, progress.step)
+
+
+@torch.inference_mode()
+def validate(run: TrainingRun, report: Reporter, board: SummaryWriter | None = None) -> None:
+    """Mean loss in nats per trained token over the validation part, in the training precision."""
+    if not run.validation:
+        return
+    run.model.eval()
+    rows = sorted(run.validation, key=lambda row: len(row.ids))
+    nats = 0.0
+    size = run.plan.micro_batch_rows
+    for start in range(0, len(rows), size):
+        ids, labels = pad_batch(rows[start : start + size], run.pad_id)
+        with run.autocast():
+            nats += run.loss(ids, labels).item()
+    run.model.train()
+    loss = nats / sum(row.trained_tokens for row in rows)
+    assert run.progress.validation is not None
+    run.progress.validation.append((run.progress.step, loss))
+    report("evaluation", step=run.progress.step, loss=loss)
+    if board is not None:
+        board.add_scalar("validation/loss", loss, run.progress.step)

@@ -1,0 +1,49 @@
+"""Cross-entropy over the trained tokens, with the output head applied to those alone where that is exact."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from lorasmith.engine.training.batches import IGNORED
+
+PROBE_TOKENS = 8
+
+
+class CompletionLoss:
+    """Sum of the loss in nats over trained tokens.
+
+    The output head costs as much as several layers in a small model, and most of its rows are prompt. Where the
+    model's logits are nothing but `head(decoder(ids))`, checked on a probe, only labelled rows go through the head.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocabulary_size: int) -> None:
+        self.model = model
+        self.decoder: nn.Module | None = getattr(model, model.base_model_prefix, None)
+        self.head: nn.Module | None = model.get_output_embeddings()
+        self.head_on_labels = self.head_is_last(vocabulary_size)
+
+    @torch.no_grad()
+    def head_is_last(self, vocabulary_size: int) -> bool:
+        if self.decoder is None or self.head is None:
+            return False
+        ids = torch.arange(PROBE_TOKENS).unsqueeze(0) % vocabulary_size
+        training = self.model.training
+        self.model.eval()
+        expected = self.model(input_ids=ids, use_cache=False).logits
+        computed = self.head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
+        self.model.train(training)
+        return expected.shape == computed.shape and torch.allclose(expected, computed, rtol=1e-3, atol=1e-3)
+
+    def __call__(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """ids, labels (B, T) → scalar sum in nats."""
+        targets = labels[:, 1:]
+        chosen = targets != IGNORED
+        if self.head_on_labels and self.decoder is not None and self.head is not None:
+            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+            logits = self.head(hidden[:, :-1][chosen])  # (labelled tokens, V)
+        else:
+            logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1][chosen]
+        return F.cross_entropy(logits.float(), targets[chosen], reduction="sum")

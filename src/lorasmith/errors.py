@@ -1,0 +1,100 @@
+"""Every error a user can meet: what was wrong, the value received, the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LorasmithError(Exception):
+    """Base of all errors that are shown without a traceback.
+
+    `exit_code` is the shell's, `http_status` the REST API's, `code` is stable, `hint` is the way out.
+    """
+
+    exit_code = 1
+    http_status = 500
+    code = "failed"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidSpec(LorasmithError):
+    """What was asked for does not make sense: a wrong field, type, range or combination."""
+
+    exit_code = 2
+    http_status = 422
+    code = "invalid_spec"
+
+
+class InvalidData(LorasmithError):
+    """A file or a row is not what it should be."""
+
+    http_status = 422
+    code = "invalid_data"
+
+
+class InvalidModel(LorasmithError):
+    """A model or adapter folder is incomplete, damaged or of a kind that cannot be used."""
+
+    http_status = 422
+    code = "invalid_model"
+
+
+class NotFound(LorasmithError):
+    exit_code = 3
+    http_status = 404
+    code = "not_found"
+
+
+class Conflict(LorasmithError):
+    exit_code = 4
+    http_status = 409
+    code = "conflict"
+
+
+class DiskFull(LorasmithError):
+    http_status = 507
+    code = "disk_full"
+
+
+class MissingExtra(LorasmithError):
+    """An optional part is not installed."""
+
+    http_status = 501
+    code = "missing_extra"
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the extra `{extra}`", hint=f"pip install 'lorasmith[{extra}]'")
+
+
+class JobFailed(LorasmithError):
+    """The engine process ended with an error; `code` is the reason code that it gave."""
+
+    def __init__(self, message: str, *, code: str = "failed", hint: str | None = None, exit_code: int = 1) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+        self.exit_code = exit_code
+
+
+class Interrupted(LorasmithError):
+    """Stopped on request, with everything saved."""
+
+    exit_code = 5
+    http_status = 409
+    code = "interrupted"
+
+
+def closest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like `name`, or None when nothing is near."""
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or an empty string when nothing is near."""
+    match = closest(name, candidates)
+    return f"; did you mean {match!r}?" if match else ""

@@ -1,0 +1,170 @@
+"""Files that are whole or absent: atomic writes, staged folders with a manifest, digests.
+
+A reader sees a file or folder only after its bytes are on the disk; a crash leaves a `.staging-…` folder or a
+`.tmp` file, never half a result under its final name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ulid import ULID
+
+from lorasmith.errors import Conflict, DiskFull, InvalidData, NotFound
+
+MANIFEST = "manifest.json"
+STAGING_PREFIX = ".staging-"
+
+
+def new_id(kind: str) -> str:
+    """`<kind>_<ULID>`: sortable by time of creation."""
+    return f"{kind}_{ULID()}"
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or quota into `DiskFull`, naming the folder and how much is left."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise disk_full(path) from error
+
+
+def disk_full(path: Path) -> DiskFull:
+    folder = existing_parent(path)
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    return DiskFull(
+        f"the disk is full: writing below {folder} failed with {free_mb:.0f} MB free",
+        hint="free some space, or choose another place with --home",
+    )
+
+
+def existing_parent(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path if path.is_dir() else path.parent
+
+
+def fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is either the old one or the new one, whatever happens."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            with temporary.open("wb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound(f"no file {path}") from None
+    except ValueError as error:
+        raise InvalidData(f"{path} is not valid JSON: {error}") from error
+
+
+@contextmanager
+def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; on success it becomes `target` in one rename.
+
+    Every file in it is flushed and listed with its sha256 in `manifest.json`. On an error nothing remains.
+    Raises `Conflict` when `target` exists and `replace` is false.
+    """
+    if target.exists() and not replace:
+        raise Conflict(f"{target} exists already", hint="choose another place, or remove it first")
+    staging = target.with_name(f"{STAGING_PREFIX}{ULID()}")
+    with disk_errors(target):
+        try:
+            staging.mkdir(parents=True)
+            yield staging
+            seal(staging)
+            if target.exists():
+                retired = target.with_name(f"{STAGING_PREFIX}old-{ULID()}")
+                target.rename(retired)
+                staging.rename(target)
+                shutil.rmtree(retired)
+            else:
+                staging.rename(target)
+            fsync_folder(target.parent)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def seal(folder: Path) -> None:
+    """Flush every file and write the manifest. Files become readable for others, as umask allows."""
+    digests: dict[str, dict[str, Any]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.name == MANIFEST and path.parent == folder:
+            continue
+        path.chmod(0o666 & ~current_umask())  # safetensors writes 0600, which a server under another user cannot read
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+        relative = path.relative_to(folder).as_posix()
+        digests[relative] = {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
+    write_json(folder / MANIFEST, {"files": digests})
+    for subfolder in (path for path in folder.rglob("*") if path.is_dir()):
+        fsync_folder(subfolder)
+    fsync_folder(folder)
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def verify_manifest(folder: Path) -> None:
+    """Raise `InvalidData` naming the first file that is missing or whose bytes have changed."""
+    manifest = read_json(folder / MANIFEST)
+    for relative, expected in manifest["files"].items():
+        path = folder / relative
+        if not path.is_file():
+            raise InvalidData(f"{folder} is damaged: {relative} is missing")
+        if path.stat().st_size != expected["size_bytes"] or sha256_file(path) != expected["sha256"]:
+            raise InvalidData(f"{folder} is damaged: {relative} does not match its checksum")
+
+
+def folder_size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,57 @@
+"""A job folder seen from outside: write the order, read what the engine says. The engine is another process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorasmith.files import read_json, write_json
+from lorasmith.schemas.jobs import Event, JobError, JobOrder
+
+ORDER, EVENTS, LOG, RESULT, ERROR = "job.json", "events.jsonl", "log.txt", "result.json", "error.json"
+
+
+def write_order(folder: Path, order: JobOrder) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / ORDER, order.model_dump(mode="json"))
+
+
+def read_result(folder: Path) -> dict[str, object] | None:
+    path = folder / RESULT
+    return read_json(path) if path.exists() else None
+
+
+def read_error(folder: Path) -> JobError | None:
+    path = folder / ERROR
+    return JobError.model_validate(read_json(path)) if path.exists() else None
+
+
+class EventReader:
+    """Reads whole event lines as they appear; a line still being written is left for the next call."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / EVENTS
+        self.offset = 0
+
+    def new_events(self) -> Iterator[Event]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as handle:
+            handle.seek(self.offset)
+            for line in handle:
+                if not line.endswith(b"\n"):
+                    return
+                self.offset += len(line)
+                yield Event.model_validate(json.loads(line))
+
+    def skip_present(self) -> None:
+        """Forget what is there now, so that only events of a new run are read."""
+        self.offset = self.path.stat().st_size if self.path.exists() else 0
+
+
+def log_tail(folder: Path, lines: int = 15) -> str:
+    path = folder / LOG
+    if not path.exists():
+        return ""
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

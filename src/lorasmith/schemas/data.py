@@ -1,0 +1,134 @@
+"""Datasets: canonical examples, the fate of each input row, and what an import was asked to do."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lorasmith.schemas.jobs import now
+
+Role = Literal["system", "user", "assistant", "tool"]
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+class DatasetFormat(StrEnum):
+    ALPACA = "alpaca"
+    SHAREGPT = "sharegpt"
+    CHATML = "chatml"
+    COMPLETION = "completion"
+    INTERACTIONS = "interactions"
+    CHAT = "chat"
+    CLASSIFICATION = "classification"
+    SUMMARIZATION = "summarization"
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Role
+    content: str
+
+
+class Example(BaseModel):
+    """One canonical row: a conversation, or a plain text of which each token is trained.
+
+    `id` is the digest of its content; `group` decides the part it falls in; `row` counts input rows from 1.
+    """
+
+    id: str
+    group: str
+    row: int
+    messages: list[Message] | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def either_messages_or_text(self) -> Example:
+        if (self.messages is None) == (self.text is None):
+            raise ValueError("an example has either messages or text")
+        return self
+
+    def prompt_messages(self) -> list[Message]:
+        """The turns before the last assistant turn."""
+        assert self.messages is not None
+        last = max(index for index, message in enumerate(self.messages) if message.role == "assistant")
+        return self.messages[:last]
+
+    def answer(self) -> str:
+        """The last assistant turn, or the whole text."""
+        if self.messages is None:
+            return self.text or ""
+        return next(message.content for message in reversed(self.messages) if message.role == "assistant")
+
+
+class Fate(StrEnum):
+    KEPT = "kept"
+    EXACT_DUPLICATE = "exact_duplicate"
+    REJECTED = "rejected"
+
+
+class LedgerLine(BaseModel):
+    """What became of one input row. `line` is its line in `file` where the format has lines."""
+
+    row: int
+    file: str
+    line: int | None = None
+    fate: Fate
+    part: Part | None = None
+    example_id: str | None = None
+    duplicate_of_row: int | None = None
+    field: str | None = None
+    reason: str | None = None
+
+
+class DataPreparationSpec(BaseModel):
+    """How the rows of a file become train, val and test: `data prepare` asks this, `data import` and a name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: DatasetFormat | Literal["auto"] = "auto"
+    split: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="Shares of train, val and test.")
+    exact: bool = Field(False, description="Sort by the hash and cut, so that shares are exact for a small set.")
+    salt: str = Field("lorasmith", description="Part of each group's hash; another salt gives another split.")
+    max_rejected_share: float = Field(0.0, ge=0, le=1, description="Share of bad rows above which the import stops.")
+
+    @model_validator(mode="after")
+    def shares_add_up(self) -> DataPreparationSpec:
+        if min(self.split) < 0 or self.split[0] <= 0 or abs(sum(self.split) - 1) > 1e-6:
+            raise ValueError(f"the shares of train, val and test must be at least 0 and add up to 1, got {self.split}")
+        return self
+
+
+class DataImportSpec(DataPreparationSpec):
+    """What `data import` was asked to do."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of the new dataset.")
+
+
+class Detection(BaseModel):
+    """Which format a file has and why."""
+
+    format: DatasetFormat
+    reason: str
+
+
+class Dataset(BaseModel):
+    """A stored dataset; `folder` is relative to the home folder and holds `<part>.jsonl` and `ledger.jsonl`."""
+
+    id: str
+    name: str
+    format: DatasetFormat
+    format_reason: str
+    source: str
+    source_sha256: str
+    spec: DataImportSpec | None = Field(None, description="What the import was asked to do; None if not imported.")
+    sha256: str = Field(description="Digest of the parts' content; equal datasets have equal digests.")
+    folder: str
+    num_examples: int
+    part_sizes: dict[Part, int]
+    fates: dict[Fate, int]
+    statistics: dict[str, Any] = Field(default_factory=dict)
+    created_at: datetime = Field(default_factory=now)

@@ -1,0 +1,83 @@
+"""A job: one engine process, its folder and what became of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class JobKind(StrEnum):
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+    EXPORT = "export"
+    GENERATION = "generation"
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    TRAINING = "training"
+    RUNNING = "running"  # jobs that do not train
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PAUSED = "paused"
+    INTERRUPTED = "interrupted"
+
+
+ENDED = {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.INTERRUPTED}
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class JobOrder(BaseModel):
+    """`job.json`: all that the engine needs, so that a folder runs without database or server.
+
+    `spec` is what the user asked for, with every default filled in; `inputs` are the absolute paths it resolved to.
+    """
+
+    id: str
+    kind: JobKind
+    spec: dict[str, Any]
+    inputs: dict[str, Any]
+
+
+class Event(BaseModel):
+    """One line of `events.jsonl`; `seq` counts from 1 without a gap."""
+
+    seq: int
+    time: datetime
+    type: str
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class JobError(BaseModel):
+    """`error.json`: `reason_code` is stable, `message` and `hint` are for people."""
+
+    reason_code: str
+    message: str
+    hint: str | None = None
+    exit_code: int = 1
+
+
+class Job(BaseModel):
+    """A stored job; `folder` is relative to the home folder."""
+
+    id: str
+    kind: JobKind
+    name: str
+    status: JobStatus = JobStatus.QUEUED
+    reason_code: str | None = None
+    reason: str | None = None
+    spec: dict[str, Any]
+    folder: str
+    pid: int | None = None
+    created_at: datetime = Field(default_factory=now)
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    result: dict[str, Any] | None = None

@@ -1,0 +1,91 @@
+"""Rows of one noun as pydantic models: add, get by id or name, list, replace, remove."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy import Engine, or_, select
+
+from lorasmith.errors import Conflict, NotFound, did_you_mean
+from lorasmith.store.database import Record, transaction
+
+Noun = TypeVar("Noun", bound=BaseModel)
+
+
+class Table(Generic[Noun]):
+    """One noun's table. A name is unique among live rows unless `unique_names` is false (jobs, evaluations)."""
+
+    def __init__(self, engine: Engine, record: type[Record], noun: type[Noun], *, unique_names: bool = True) -> None:
+        self.engine = engine
+        self.record = record
+        self.noun = noun
+        self.unique_names = unique_names
+
+    @property
+    def noun_name(self) -> str:
+        return self.record.__tablename__.removesuffix("s")
+
+    def add(self, row: Noun) -> Noun:
+        """Insert a row; its files must exist already. Raises `Conflict` when the name is taken."""
+        identity: Any = row
+        with transaction(self.engine) as session:
+            if self.unique_names:
+                taken = session.scalar(select(self.record.id).where(self.record.name == identity.name))
+                if taken is not None:
+                    raise Conflict(
+                        f"there is already a {self.noun_name} named {identity.name!r}",
+                        hint=f"choose another name, or remove {taken} first",
+                    )
+            session.add(self.record(id=identity.id, name=identity.name, document=row.model_dump_json()))
+        return row
+
+    def get(self, name_or_id: str) -> Noun | None:
+        """The row with that id, or the newest with that name."""
+        statement = (
+            select(self.record.document)
+            .where(or_(self.record.id == name_or_id, self.record.name == name_or_id))
+            .order_by(self.record.id.desc())
+            .limit(1)
+        )
+        with transaction(self.engine) as session:
+            document = session.scalar(statement)
+        return None if document is None else self.noun.model_validate_json(document)
+
+    def require(self, name_or_id: str) -> Noun:
+        """Like `get`, but raises `NotFound` with the nearest name."""
+        row = self.get(name_or_id)
+        if row is None:
+            names = self.names()
+            raise NotFound(
+                f"no {self.noun_name} {name_or_id!r}{did_you_mean(name_or_id, names)}",
+                hint=f"known {self.noun_name}s: {', '.join(sorted(names)[:10]) or 'none yet'}",
+            )
+        return row
+
+    def list(self) -> list[Noun]:
+        """All rows, oldest first."""
+        with transaction(self.engine) as session:
+            documents = session.scalars(select(self.record.document).order_by(self.record.id)).all()
+        return [self.noun.model_validate_json(document) for document in documents]
+
+    def names(self) -> set[str]:
+        with transaction(self.engine) as session:
+            return set(session.scalars(select(self.record.name)))
+
+    def replace(self, row: Noun) -> Noun:
+        """Store the row's present state; raises `NotFound` when it has been removed."""
+        identity: Any = row
+        with transaction(self.engine) as session:
+            stored = session.get(self.record, identity.id)
+            if stored is None:
+                raise NotFound(f"{self.noun_name} {identity.id} has been removed")
+            stored.name = identity.name
+            stored.document = row.model_dump_json()
+        return row
+
+    def remove(self, row_id: str) -> None:
+        with transaction(self.engine) as session:
+            stored = session.get(self.record, row_id)
+            if stored is not None:
+                session.delete(stored)

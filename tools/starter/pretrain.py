@@ -1,0 +1,171 @@
+"""Pretrain the starter model: next-token prediction on the library's source, in bf16 on a CPU.
+
+The order of the text is a function of the seed alone. Weights are fp32 while training and bf16 when saved.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tools.starter.corpus import SourceFile
+from tools.starter.tasks import pretraining_chats
+from tools.starter.tokenizer import CONTEXT_TOKENS, VOCABULARY_SIZE
+
+CHAT_SHARE = 0.25  # of the chat turns that the library yields; all of them would be a third of the text
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training at one context length; short contexts first, as attention costs their square."""
+
+    share: float
+    context_tokens: int
+    rows: int
+
+
+PHASES = (Phase(0.85, 512, 16), Phase(0.15, CONTEXT_TOKENS, 8))
+
+
+def model_config() -> LlamaConfig:
+    """3.5 M parameters; hidden and feed-forward sizes are multiples of 256, which K-quants need."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+
+
+def documents(files: list[SourceFile], seed: int) -> list[str]:
+    """Whole files and a share of their chat turns, each one document; never a held-out module."""
+    rng = random.Random(seed)
+    texts = []
+    for file in files:
+        if file.held_out:
+            continue
+        texts.append(file.text)
+        texts += [chat for chat in pretraining_chats(file, rng) if rng.random() < CHAT_SHARE]
+    return texts
+
+
+def batches(encoded: list[list[int]], phase: Phase, tokens: int, seed: int) -> Iterator[Tensor]:
+    """Yield (rows, context + 1) ids until `tokens` are spent; each pass shuffles and shifts the text anew."""
+    rng = random.Random(seed)
+    spent = 0
+    while True:
+        order = rng.sample(range(len(encoded)), len(encoded))
+        stream = torch.tensor([token for index in order for token in (*encoded[index], 0)])
+        stream = stream[rng.randrange(phase.context_tokens) :]
+        starts = list(range(0, len(stream) - phase.context_tokens, phase.context_tokens))
+        rng.shuffle(starts)
+        for first in range(0, len(starts) - phase.rows + 1, phase.rows):
+            if spent >= tokens:
+                return
+            spent += phase.rows * phase.context_tokens
+            rows = starts[first : first + phase.rows]
+            yield torch.stack([stream[start : start + phase.context_tokens + 1] for start in rows])
+
+
+def optimizers(model: LlamaForCausalLM, peak: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=peak, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+@torch.no_grad()
+def held_out_loss(model: LlamaForCausalLM, encoded: list[list[int]], max_tokens: int | None = None) -> tuple[float, int]:
+    """Mean loss in nats and the number of predicted tokens, over disjoint windows of the full context."""
+    total, count = 0.0, 0
+    for ids in encoded:
+        for start in range(0, len(ids) - 1, CONTEXT_TOKENS - 1):
+            window = torch.tensor([[0, *ids[start : start + CONTEXT_TOKENS - 1]]])
+            logits = model(window, use_cache=False).logits[0, :-1].float()
+            total += F.cross_entropy(logits, window[0, 1:], reduction="sum").item()
+            count += window.shape[1] - 1
+            if max_tokens and count >= max_tokens:
+                return total / count, count
+    return total / count, count
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """A Hugging Face folder in bf16; the training copy stays fp32."""
+    copy = LlamaForCausalLM(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def pretrain(
+    files: list[SourceFile],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    tokens: int,
+    folder: Path,
+    seed: int = 0,
+    peak_learning_rate: float = 4e-3,
+    warmup_share: float = 0.02,
+) -> LlamaForCausalLM:
+    """Train for `tokens` tokens, linear decay to zero; log to stdout and save each tenth of the way."""
+    torch.manual_seed(seed)
+    encode = tokenizer.backend_tokenizer.encode_batch
+    train = [encoding.ids for encoding in encode(documents(files, seed))]
+    held_out = [encoding.ids for encoding in encode([file.text for file in files if file.held_out])]
+    print(json.dumps({"train_tokens": sum(map(len, train)), "held_out_tokens": sum(map(len, held_out))}), flush=True)
+
+    model = LlamaForCausalLM(model_config())
+    optimizer_list = optimizers(model, peak_learning_rate)
+    spent, step, began, next_save = 0, 0, time.perf_counter(), 0.1
+    for number, phase in enumerate(PHASES):
+        # Materialised attention is twice as fast as the CPU's fused kernel up to 512 tokens, and slower beyond.
+        model.set_attn_implementation("eager" if phase.context_tokens <= 512 else "sdpa")
+        compiled = torch.compile(model.model, dynamic=False)
+        for batch in batches(train, phase, round(tokens * phase.share), seed + number):
+            progress = spent / tokens
+            rate = peak_learning_rate * min(progress / warmup_share + 0.01, (1 - progress) / (1 - warmup_share), 1.0)
+            for optimizer in optimizer_list:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = compiled(input_ids=batch[:, :-1], use_cache=False).last_hidden_state
+                logits = model.lm_head(hidden)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizer_list:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            spent += phase.rows * phase.context_tokens
+            step += 1
+            if step % 50 == 0:
+                seconds = time.perf_counter() - began
+                line = {"step": step, "tokens": spent, "loss": round(loss.item(), 4), "tokens_per_s": round(spent / seconds)}
+                print(json.dumps(line), flush=True)
+            if spent / tokens >= next_save:
+                next_save += 0.1
+                save(model, tokenizer, folder)
+                nats, _ = held_out_loss(model, held_out, max_tokens=40_000)
+                print(json.dumps({"tokens": spent, "held_out_perplexity": round(math.exp(nats), 3)}), flush=True)
+    save(model, tokenizer, folder)
+    return model
