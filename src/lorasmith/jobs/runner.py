@@ -24,19 +24,32 @@ RETAINED_HEAP = {
 }
 
 
+QUIET_LIBRARIES = {"PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
 def start_engine(folder: Path) -> subprocess.Popen[bytes]:
     """Start the engine on a folder, in a session of its own: a closed terminal or a Ctrl-C does not reach it."""
     (folder / RESULT).unlink(missing_ok=True)
     (folder / ERROR).unlink(missing_ok=True)
     with (folder / LOG).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lorasmith.engine", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**RETAINED_HEAP, **os.environ, "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-        )
+        return spawn(folder, stdin=subprocess.DEVNULL, stdout=log.fileno(), stderr=log.fileno())
+
+
+def start_conversation(folder: Path) -> subprocess.Popen[bytes]:
+    """Start an engine that reads turns from its standard input and answers on its standard output, as JSON lines."""
+    with (folder / LOG).open("ab") as log:
+        return spawn(folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.fileno())
+
+
+def spawn(folder: Path, *, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lorasmith.engine", str(folder)],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        env={**RETAINED_HEAP, **QUIET_LIBRARIES, **os.environ},
+    )
 
 
 def follow(folder: Path, process: subprocess.Popen[bytes], reader: EventReader, watch: Callable[[Event], None]) -> dict[str, object]:

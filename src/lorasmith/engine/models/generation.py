@@ -10,11 +10,13 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from lorasmith.engine.models.loading import context_tokens
 from lorasmith.errors import Interrupted, InvalidData
@@ -132,7 +134,7 @@ class Decoding:
         device = base.device
         accepted = inspect.signature(base.forward).parameters
         self.model = model
-        self.cache: Cache = DynamicCache(config=base.config)
+        self.cache = cache_with_room(base, max(len(prompt) for prompt in prompts) + max_new_tokens)
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.width = max(len(prompt) for prompt in prompts)
         self.padded = any(len(prompt) != self.width for prompt in prompts)  # an unpadded batch takes the faster kernel
@@ -165,6 +167,49 @@ class Decoding:
         output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, **inputs, **self.last_only)
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def cache_with_room(model: PreTrainedModel, capacity: int) -> Cache:
+    """The model's own kind of cache; its full-attention layers have room for `capacity` tokens from the start."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers' caches are untyped
+    """Keys and values (B, heads, T, head_dim) as views into larger tensors: a step writes one column.
+
+    The layer it replaces copies all earlier tokens at each step, more than half of the time of a small model.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            self.all_keys, self.all_values = self.room_like(keys), self.room_like(values)
+        end = self.length + keys.shape[-2]
+        self.all_keys[:, :, self.length : end] = keys
+        self.all_values[:, :, self.length : end] = values
+        self.show(end)
+        return self.keys, self.values
+
+    def room_like(self, states: Tensor) -> Tensor:
+        return states.new_empty(*states.shape[:2], self.capacity, states.shape[3])   # (B, heads, capacity, head_dim)
+
+    def show(self, length: int) -> None:
+        self.length = length
+        self.keys, self.values = self.all_keys[:, :, :length], self.all_values[:, :, :length]
+
+    def reorder_cache(self, rows: Tensor) -> None:
+        for name, old in (("all_keys", self.keys), ("all_values", self.values)):
+            kept = self.room_like(old[:1].expand(len(rows), -1, -1, -1))
+            torch.index_select(old, 0, rows, out=kept[:, :, : self.length]) if False else kept[:, :, : self.length].copy_(old[rows])
+            setattr(self, name, kept)
+        self.show(self.length)
 
 
 def stream_answer(

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.errors import InvalidModel, NotFound
+from lorasmith.model_files import check_model_folder
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -38,27 +39,6 @@ def model_folder(location: str) -> Path:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise NotFound(f"could not get model {location!r} from the hub: {error}") from error
-
-
-def check_model_folder(folder: Path) -> None:
-    """Raise `InvalidModel` naming what is missing: config, safetensors weights or tokenizer."""
-    if not (folder / "config.json").is_file():
-        raise InvalidModel(f"{folder} holds no config.json", hint="a model folder has config.json, tokenizer and weights")
-    if not list(folder.glob("*.safetensors")):
-        if list(folder.glob("*.bin")) or list(folder.glob("*.pt*")):
-            raise InvalidModel(
-                f"{folder} has its weights in pickle files, which can run code when loaded",
-                hint="convert them on a machine you trust: AutoModelForCausalLM.from_pretrained(F).save_pretrained(G)",
-            )
-        raise InvalidModel(f"{folder} holds no weights: expected *.safetensors", hint="was the download complete?")
-    for path in folder.glob("*.safetensors"):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise InvalidModel(f"{path} is damaged: {error}", hint="copy or download it again") from error
-    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
-        raise InvalidModel(f"{folder} holds no tokenizer: expected tokenizer.json")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

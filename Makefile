@@ -1,0 +1,60 @@
+# Everything lives in .venv; a target does set-up work only when pyproject.toml or constraints.txt has changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+DEMO_HOME ?= $(CURDIR)/.lorasmith
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types bench docs starter clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lorasmith needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing lorasmith into $(VENV) (once)"
+	$(PIP) install --constraint constraints.txt torch==2.13.0
+	$(PIP) install --constraint constraints.txt --editable '.[all]'
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(PIP) install --constraint constraints.txt --requirement tools/dev-requirements.txt
+	@touch $@
+
+setup: $(STAMP) ## Install into .venv
+
+demo: $(STAMP) ## Import, train, evaluate, export and answer on the built-in model and data
+	@$(BIN)/lorasmith --home $(DEMO_HOME) demo
+
+test: $(DEV_STAMP) ## Run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(DEV_STAMP) ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(DEV_STAMP) ## Check style and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(DEV_STAMP) ## Check types
+	$(BIN)/mypy
+
+bench: $(DEV_STAMP) ## Run every benchmark
+	@status=0; for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || status=1; done; exit $$status
+
+docs: $(DEV_STAMP) ## Write the generated reference pages
+	$(BIN)/python -m tools.write_reference
+
+starter: $(DEV_STAMP) ## Build the starter model and data again (an hour)
+	$(BIN)/python -m tools.starter.build
+
+clean: ## Remove the virtual environment, caches and the demo's files
+	rm -rf $(VENV) $(DEMO_HOME) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+from lorasmith.cli.app import main
+
+main()

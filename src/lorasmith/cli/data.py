@@ -1,0 +1,310 @@
+"""`lorasmith data`: import, show, preview, explain, prepare and remove datasets."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorasmith.cli.context import open_workbench
+from lorasmith.cli.output import hint, print_json, print_table
+from lorasmith.errors import InvalidSpec, did_you_mean
+
+if TYPE_CHECKING:
+    from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Dataset, Example, Fate, Part
+
+app = typer.Typer(help="Import, show and prepare datasets", no_args_is_help=True)
+
+FORMATS = "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification or summarization"
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON, JSON Lines or CSV file")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset")]
+Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
+Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
+Salt = Annotated[str, typer.Option("--salt", help="Choose another split by another salt")]
+MaxRejected = Annotated[float, typer.Option("--max-rejected", help="Share of bad rows to leave out, from 0 to 1")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+
+@app.command("import")
+def import_(
+    context: typer.Context,
+    file: File,
+    name: Annotated[str, typer.Option("--name", help="Name of the new dataset")],
+    format: Format = "auto",
+    split: Split = "80/10/10",
+    exact: Annotated[bool, typer.Option("--exact", help="Make the shares exact, for a small set")] = False,
+    salt: Salt = "lorasmith",
+    max_rejected: MaxRejected = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Import a file as a dataset with train, val and test parts"""
+    from lorasmith.services.data import import_dataset
+
+    spec = import_spec(name, format, split, exact, salt, max_rejected)
+    dataset = import_dataset(open_workbench(context), file, spec)
+    if as_json:
+        print_json(dataset.model_dump(mode="json"))
+    else:
+        show_fields(summary(dataset))
+    hint(f"next: lorasmith data preview {dataset.name}")
+
+
+@app.command("list")
+def list_(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the datasets, oldest first"""
+    from lorasmith.services.data import list_datasets
+
+    datasets = list_datasets(open_workbench(context))
+    if as_json:
+        print_json([dataset.model_dump(mode="json") for dataset in datasets])
+        return
+    columns = ("name", "format", "train", "val", "test", "created", "id")
+    print_table(columns, [[d.name, d.format, *sizes(d), f"{d.created_at:%Y-%m-%d %H:%M}", d.id] for d in datasets])
+    if not datasets:
+        hint("no datasets yet: lorasmith data import FILE --name NAME")
+
+
+@app.command()
+def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
+    """Show a dataset: source, parts, fates of the rows and lengths"""
+    from lorasmith.services.data import get_dataset
+
+    dataset = get_dataset(open_workbench(context), name)
+    if as_json:
+        print_json(dataset.model_dump(mode="json"))
+        return
+    statistics = dataset.statistics
+    lengths = {
+        f"{what} characters": ", ".join(f"{key} {value:g}" for key, value in statistics["characters"][what].items())
+        for what in ("prompt", "answer")
+    }
+    turns = f"mean {statistics['turns']['mean']:g}, max {statistics['turns']['max']}"
+    show_fields(
+        {
+            **summary(dataset),
+            "turns": turns,
+            **lengths,
+            "source": dataset.source,
+            "source sha256": dataset.source_sha256,
+            "sha256": dataset.sha256,
+            "id": dataset.id,
+        }
+    )
+
+
+@app.command()
+def preview(
+    context: typer.Context,
+    name: Name,
+    part: Annotated[str, typer.Option("--part", help="train, val or test")] = "train",
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of examples")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Print the first examples of a part"""
+    from lorasmith.services import data
+
+    examples = data.preview(open_workbench(context), name, n, known_part(part))
+    if as_json:
+        print_json([example.model_dump(mode="json", exclude_none=True) for example in examples])
+        return
+    for example in examples:
+        show_example(example)
+    if not examples:
+        hint(f"the part {part} of {name} is empty")
+
+
+@app.command("rm")
+def remove(
+    context: typer.Context,
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a dataset and its files"""
+    from lorasmith.services.data import get_dataset, remove_dataset
+
+    workbench = open_workbench(context)
+    dataset = get_dataset(workbench, name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InvalidSpec(f"removing {dataset.name!r} needs --yes", hint=f"lorasmith data rm {dataset.name} --yes")
+        typer.confirm(f"Remove {dataset.name} with {dataset.num_examples} examples?", abort=True, err=True)
+    remove_dataset(workbench, dataset.id)
+    if as_json:
+        print_json({"removed": dataset.id})
+    else:
+        hint(f"removed {dataset.name} ({dataset.id})")
+
+
+@app.command()
+def ledger(
+    context: typer.Context,
+    name: Name,
+    fate: Annotated[str | None, typer.Option("--fate", help="kept, exact_duplicate or rejected")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what became of each input row"""
+    from lorasmith.services.data import ledger_lines
+
+    lines = ledger_lines(open_workbench(context), name, known_fate(fate))
+    if as_json:
+        print_json([line.model_dump(mode="json", exclude_none=True) for line in lines])
+        return
+    columns = ("row", "line", "fate", "part", "example", "reason")
+    rows = ([line.row, line.line, line.fate, line.part, line.example_id, line.reason] for line in lines)
+    print_table(columns, (["" if value is None else visible(str(value)) for value in row] for row in rows))
+
+
+@app.command()
+def prepare(
+    context: typer.Context,
+    file: File,
+    output: Annotated[Path, typer.Option("--output", help="Folder for train, val, test and metadata.json")],
+    name: Annotated[str | None, typer.Option("--name", help="Also import it as a dataset of this name")] = None,
+    format: Format = "auto",
+    split: Split = "80/10/10",
+    exact: Annotated[bool, typer.Option("--exact/--no-exact", help="Make the shares exact")] = True,
+    salt: Salt = "lorasmith",
+    max_rejected: MaxRejected = 0.0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files of an earlier run")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write collected interactions as ChatML train, val and test files"""
+    from lorasmith.services.data_preparation import prepare_and_import, prepare_folder
+
+    if name is None:
+        metadata = prepare_folder(file, output, spec(format, split, exact, salt, max_rejected), force=force)
+    else:
+        wanted = import_spec(name, format, split, exact, salt, max_rejected)
+        metadata = prepare_and_import(open_workbench(context), file, output, wanted, force=force)
+    if as_json:
+        print_json(metadata)
+    else:
+        show_fields(
+            {
+                "format": f"{metadata['format']}, because {metadata['format_reason']}",
+                **{f"{part}.jsonl": f"{metadata[f'{part}_examples']} examples" for part in metadata["split"]},
+                "rows": counts(metadata["fates"]),
+                **({"note": metadata["split_note"]} if metadata["split_note"] else {}),
+                "folder": str(output),
+            }
+        )
+    hint(f"next: lorasmith data preview {name}" if name else f"next: lorasmith data import {file} --name NAME")
+
+
+def spec(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataPreparationSpec:
+    from lorasmith.schemas.data import DataPreparationSpec
+
+    return DataPreparationSpec.model_validate(checked_options(format, split, exact, salt, max_rejected))
+
+
+def import_spec(name: str, format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataImportSpec:
+    from pydantic import ValidationError
+
+    from lorasmith.schemas.data import DataImportSpec
+
+    options = checked_options(format, split, exact, salt, max_rejected)
+    try:
+        return DataImportSpec.model_validate({"name": name, **options})
+    except ValidationError:
+        raise InvalidSpec(
+            f"--name must be 1 to 64 letters, digits, dots, dashes or underscores, and begin with a letter or digit, "
+            f"got {name!r}",
+            hint="--name support-v1",
+        ) from None
+
+
+def checked_options(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> dict[str, Any]:
+    from lorasmith.schemas.data import DatasetFormat
+
+    formats = ["auto", *DatasetFormat]
+    if format not in formats:
+        raise InvalidSpec(f"--format must be {FORMATS}, got {format!r}{did_you_mean(format, formats)}")
+    if not 0 <= max_rejected <= 1:
+        raise InvalidSpec(
+            f"--max-rejected must be a share from 0 to 1, got {max_rejected:g}", hint="--max-rejected 0.05"
+        )
+    shares = parse_split(split)
+    return {"format": format, "split": shares, "exact": exact, "salt": salt, "max_rejected_share": max_rejected}
+
+
+def parse_split(text: str) -> tuple[float, ...]:
+    """`80/10/10` or `0.8/0.1/0.1` as shares of 1; train must get some."""
+    try:
+        numbers = [float(number) for number in text.split("/")]
+    except ValueError:
+        numbers = []
+    total = sum(numbers)
+    if len(numbers) != 3 or min(numbers) < 0 or numbers[0] <= 0 or min(abs(total - 1), abs(total - 100)) > 1e-6:
+        raise InvalidSpec(
+            f"--split must be three shares that add up to 100, with some for train, got {text!r}",
+            hint="--split 80/10/10",
+        )
+    return tuple(number / total for number in numbers)
+
+
+def known_part(text: str) -> Part:
+    from lorasmith.schemas.data import PARTS
+
+    for part in PARTS:
+        if part == text:
+            return part
+    raise InvalidSpec(f"--part must be train, val or test, got {text!r}{did_you_mean(text, PARTS)}")
+
+
+def known_fate(text: str | None) -> Fate | None:
+    from lorasmith.schemas.data import Fate
+
+    if text is None:
+        return None
+    if text not in list(Fate):
+        raise InvalidSpec(f"--fate must be {', '.join(Fate)}, got {text!r}{did_you_mean(text, Fate)}")
+    return Fate(text)
+
+
+def summary(dataset: Dataset) -> dict[str, str]:
+    from lorasmith.schemas.data import PARTS
+
+    fields = {
+        "dataset": dataset.name,
+        "format": f"{dataset.format}, because {dataset.format_reason}",
+        "parts": ", ".join(f"{part} {dataset.part_sizes[part]}" for part in PARTS),
+        "rows": counts(dataset.fates),
+    }
+    if dataset.statistics.get("ignored_fields"):
+        fields["not used"] = counts(dataset.statistics["ignored_fields"])
+    if dataset.statistics.get("split_note"):
+        fields["note"] = dataset.statistics["split_note"]
+    return fields
+
+
+def sizes(dataset: Dataset) -> list[str]:
+    return [str(size) for size in dataset.part_sizes.values()]
+
+
+def counts(values: dict[Any, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in values.items())
+
+
+def show_fields(fields: dict[str, str]) -> None:
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        typer.echo(f"{name:<{width}}  {visible(value)}")
+
+
+def show_example(example: Example) -> None:
+    typer.echo(f"row {example.row}, example {example.id}")
+    if example.messages is None:
+        typer.echo(f"  text: {visible(example.text or '')}")
+    for message in example.messages or ():
+        typer.echo(f"  {message.role}: {visible(message.content)}")
+    typer.echo()
+
+
+def visible(text: str) -> str:
+    """The text with control and bidi characters spelled out: data must not steer the terminal that shows it."""
+    return STEERING.sub(lambda match: ascii(match[0])[1:-1], text)

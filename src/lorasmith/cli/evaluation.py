@@ -1,0 +1,85 @@
+"""`lorasmith eval`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorasmith.cli.context import open_workbench
+from lorasmith.cli.output import console_out, hint, print_json, print_table, size
+from lorasmith.cli.watching import JobView
+
+if TYPE_CHECKING:
+    from lorasmith.schemas.evaluation import Evaluation, Interval
+    from lorasmith.services.workbench import Workbench
+
+SHARES = ("exact_match", "parses", "stopped", "token_accuracy")
+
+
+def evaluate(
+    context: typer.Context,
+    adapter: Annotated[str | None, typer.Argument(help="Adapter to compare with its base")] = None,
+    data: Annotated[str, typer.Option("--data", "-d", help="Name of a dataset, or a file to import")] = ...,  # type: ignore[assignment]
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Measure a base model alone")] = None,
+    part: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    limit: Annotated[int | None, typer.Option(help="At most this many examples")] = None,
+    shots: Annotated[int, typer.Option(help="Examples in the prompt of the extra base condition; 0 leaves it out")] = 3,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer")] = 160,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON")] = False,
+) -> None:
+    """Compare base and base + adapter on held-out examples"""
+    from lorasmith.schemas.evaluation import EvaluationSpec
+    from lorasmith.services import evaluation
+    from lorasmith.services.specs import parse_spec
+
+    values = {
+        "adapter": adapter,
+        "model": model,
+        "data": data,
+        "part": part,
+        "limit": limit,
+        "shots": shots,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    spec = parse_spec(EvaluationSpec, values)
+    workbench = open_workbench(context)
+    with JobView("eval") as view:
+        result = evaluation.evaluate(workbench, spec, view)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+        return
+    show_evaluation(workbench, result)
+
+
+def show_evaluation(workbench: Workbench, evaluation: Evaluation) -> None:
+    """The before/after table, the differences with their intervals, and where the report is."""
+    names = [condition.name for condition in evaluation.conditions]
+    metrics = [metric for metric in evaluation.conditions[-1].metrics]
+    rows = []
+    for metric in metrics:
+        rows.append([metric, *(shown(metric, condition.metrics.get(metric)) for condition in evaluation.conditions)])
+    perplexities = [condition.perplexity for condition in evaluation.conditions]
+    rows.append(["perplexity", *("" if value is None else f"{value:.2f}" for value in perplexities)])
+    rows.append(["latency", *(f"{condition.latency_s.mean:.2f} s" for condition in evaluation.conditions)])
+    rows.append(["generated tokens/s", *(f"{c.generated_tokens_per_s:,.0f}" for c in evaluation.conditions)])
+    examples = evaluation.conditions[0].examples
+    title = f"{evaluation.dataset}, {evaluation.part} part: {examples} examples, mean [95 % interval]"
+    print_table(["", *names], rows, title=title)
+    for comparison in evaluation.comparisons:
+        change = shown(comparison.metric, comparison.difference, signed=True)
+        console_out().print(f"{comparison.metric}: {comparison.treatment} − {comparison.baseline} = {change}", markup=False)
+    hint(f"peak memory {size(evaluation.peak_memory_bytes)}")
+    console_out().print(f"report: {workbench.path(evaluation.folder) / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def shown(metric: str, interval: Interval | None, *, signed: bool = False) -> str:
+    if interval is None:
+        return ""
+    sign = "+" if signed else ""
+    if metric.startswith(SHARES):
+        low, high = (f"{100 * value:{sign}.1f}" for value in (interval.low, interval.high))
+        return f"{100 * interval.mean:{sign}.1f} % [{low}, {high}]"
+    return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"

@@ -1,0 +1,72 @@
+"""`lorasmith jobs`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lorasmith.cli.context import open_workbench
+from lorasmith.cli.output import print_json, print_table
+
+app = typer.Typer(help="Jobs that ran or run", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+
+@app.command("list")
+def list_jobs(context: typer.Context, as_json: AsJson = False) -> None:
+    """List all jobs, newest last"""
+    from lorasmith.services import jobs
+
+    found = jobs.list_jobs(open_workbench(context))
+    if as_json:
+        print_json([job.model_dump(mode="json") for job in found])
+        return
+    print_table(
+        ["job", "kind", "name", "status", "reason", "created"],
+        [[job.id, job.kind, job.name, job.status, job.reason or "", f"{job.created_at:%Y-%m-%d %H:%M}"] for job in found],
+    )
+
+
+@app.command("show")
+def show_job(context: typer.Context, job: str) -> None:
+    """Show one job with its spec and result, as JSON"""
+    from lorasmith.services import jobs
+
+    print_json(jobs.show_job(open_workbench(context), job).model_dump(mode="json"))
+
+
+@app.command("logs")
+def job_logs(context: typer.Context, job: str) -> None:
+    """Print what the engine process wrote"""
+    from lorasmith.services import jobs
+
+    workbench = open_workbench(context)
+    path = workbench.path(jobs.show_job(workbench, job).folder) / "log.txt"
+    print(path.read_text(encoding="utf-8", errors="replace") if path.exists() else "", end="")
+
+
+@app.command("metrics")
+def job_metrics(context: typer.Context, job: str) -> None:
+    """Print each logged step as a JSON line"""
+    from lorasmith.services import jobs
+
+    workbench = open_workbench(context)
+    for event in jobs.job_events(workbench, jobs.show_job(workbench, job)):
+        if event.type in ("step", "evaluation"):
+            print(event.model_dump_json())
+
+
+@app.command("checkpoints")
+def job_checkpoints(context: typer.Context, job: str, as_json: AsJson = False) -> None:
+    """List the checkpoints that a job holds"""
+    from lorasmith.services import jobs
+
+    workbench = open_workbench(context)
+    folder = workbench.path(jobs.show_job(workbench, job).folder)
+    found = sorted(path.parent for path in folder.glob("checkpoints/step-*/manifest.json"))
+    if as_json:
+        print_json([str(path) for path in found])
+        return
+    print_table(["checkpoint", "folder"], [[path.name, path] for path in found])

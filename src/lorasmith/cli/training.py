@@ -1,0 +1,61 @@
+"""`lorasmith train`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorasmith.cli.context import open_workbench
+from lorasmith.cli.output import console_out, duration, hint, print_json, size
+from lorasmith.cli.watching import JobView
+
+
+def train(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="starter, a folder, a hub id or a registered name")] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Name of a dataset, or a file to import")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new adapter")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="quick, balanced, high_quality, cpu, gpu-8gb, domain or tiny")
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="Chat template for a model without one: chatml or plain")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the fields of a run")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a field, for example lora.rank=16; repeatable")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the run with every default filled in, and stop")] = False,
+    resume: Annotated[str | None, typer.Option(metavar="JOB", help="Go on with a stopped job")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the adapter as JSON")] = False,
+) -> None:
+    """Train an adapter; Ctrl-C saves and stops"""
+    from lorasmith.services import training
+
+    workbench = open_workbench(context)
+    if resume:
+        with JobView("train") as view:
+            adapter = training.resume_training(workbench, resume, view)
+    else:
+        flags = {"model": model, "data": data, "name": name, "preset": preset, "template": template}
+        spec = training.build_spec(flags, config=config, assignments=assignments)
+        if dry_run:
+            import yaml
+
+            print(yaml.safe_dump(spec.model_dump(), sort_keys=False), end="")
+            return
+        job = training.start_training(workbench, spec)
+        hint(f"job {job.id} · {workbench.path(job.folder)}")
+        with JobView("train") as view:
+            adapter = training.train(workbench, job, view)
+    if as_json:
+        print_json(adapter.model_dump(mode="json"))
+        return
+    seconds = adapter.metrics["training_time_seconds"]
+    loss = adapter.metrics["validation_loss"]
+    validation = f", validation loss {loss:.3f}" if loss is not None else ""
+    console_out().print(
+        f"adapter {adapter.name}: trained in {duration(seconds)}{validation}, {size(adapter.size_bytes)}", markup=False
+    )
+    console_out().print(f"  {workbench.path(adapter.folder)}", markup=False)
+    hint(f"next: lorasmith eval {adapter.name} --data {adapter.dataset}")

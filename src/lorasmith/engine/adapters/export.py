@@ -1,0 +1,184 @@
+"""The export job: a merged Hugging Face folder or a GGUF file, each compared with base + adapter once it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorasmith.engine.adapters.gguf import new_file, read_back, write_gguf, write_proof
+from lorasmith.engine.adapters.gguf_tensors import architecture, embedding_rows
+from lorasmith.engine.adapters.gguf_vocabulary import read_vocabulary
+from lorasmith.engine.adapters.merging import attach, fold, stored_dtype
+from lorasmith.engine.adapters.proof import compare_logits, probe_logits, probe_prompts, require
+from lorasmith.engine.models.loading import base_fingerprint, load_model, load_tokenizer
+from lorasmith.engine.reporting import Reporter
+from lorasmith.errors import Conflict, Interrupted
+from lorasmith.files import disk_full, folder_size_bytes, staged_folder, write_json
+from lorasmith.model_files import check_model_folder
+from lorasmith.schemas.adapters import ExportInputs, ExportResult, ExportSpec
+from lorasmith.schemas.jobs import JobOrder
+
+# Allowed differences of logits from base + adapter, in standard deviations of the logits
+MERGE_BOUND = 1e-3  # float32 sums in another order
+ROUNDING_BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.4}
+GGUF_BOUNDS = {"F16": 0.05, "Q8_0": 0.8}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged float32 model, what base + adapter answered before, and the checks so far."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[list[int]]
+    reference: Tensor  # (positions, V)
+    checks: dict[str, Any]
+
+
+def run(order: JobOrder, folder: Path, report: Reporter) -> ExportResult:
+    """Write what the order asks for at `inputs.output`; nothing is there unless its proof holds."""
+    spec = ExportSpec.model_validate(order.spec)
+    inputs = ExportInputs.model_validate(order.inputs)
+    output = Path(inputs.output)
+    if output.exists():
+        raise Conflict(f"{output} exists already", hint="choose another place, or remove it first")
+    if spec.kind == "merged":
+        return export_merged(inputs, report)
+    return export_gguf(inputs, spec, report)
+
+
+def export_merged(inputs: ExportInputs, report: Reporter) -> ExportResult:
+    """A Hugging Face folder in the dtype of the base, with `export.json` beside the weights."""
+    output = Path(inputs.output)
+    check_model_folder(Path(inputs.model_folder))
+    dtype = stored_dtype(Path(inputs.model_folder))
+    merged = merge_with_reference(inputs, report)
+    with staged_folder(output) as staging:
+        start_phase(report, "write")
+        merged.model.to(dtype)  # type: ignore[arg-type]  # transformers wraps the method
+        save_model(merged.model, staging)
+        merged.tokenizer.save_pretrained(staging)
+        start_phase(report, "verify")
+        difference = compare_logits(merged.reference, probe_logits(load_model(staging), merged.prompts))
+        bound = ROUNDING_BOUNDS[dtype]
+        require(difference, bound, "the written folder")
+        checks = {**merged.checks, "artefact": difference.as_check(bound), "dtype": str(dtype).removeprefix("torch.")}
+        write_json(staging / "export.json", description(inputs, checks))
+    return ExportResult(kind="merged", path=str(output), size_bytes=folder_size_bytes(output), checks=checks)
+
+
+def export_gguf(inputs: ExportInputs, spec: ExportSpec, report: Reporter) -> ExportResult:
+    """One GGUF file; its proof is inside, under the key `lorasmith.export_proof`."""
+    output = Path(inputs.output)
+    check_model_folder(Path(inputs.model_folder))
+    stored_dtype(Path(inputs.model_folder))
+    merged = merge_with_reference(inputs, report, gguf=True)
+    vocabulary = read_vocabulary(merged.tokenizer, embedding_rows(merged.model))
+    with new_file(output) as temporary:
+        start_phase(report, "write")
+        write_gguf(
+            temporary,
+            merged.model,
+            vocabulary,
+            spec.quantization,
+            name=f"{inputs.model_name} {inputs.adapter_name}",
+            license=model_license(Path(inputs.model_folder)),
+        )
+        start_phase(report, "verify")
+        stored = read_back(temporary, merged.model, vocabulary)
+        difference = compare_logits(merged.reference, probe_logits(merged.model, merged.prompts))
+        bound = GGUF_BOUNDS[spec.quantization]
+        require(difference, bound, "the written GGUF")
+        checks = {**merged.checks, "artefact": difference.as_check(bound), "read_back": stored}
+        if vocabulary.notes:
+            checks["notes"] = list(vocabulary.notes)
+        write_proof(temporary, description(inputs, checks))
+    return ExportResult(
+        kind="gguf",
+        path=str(output),
+        size_bytes=output.stat().st_size,
+        quantization=spec.quantization,
+        checks=checks,
+    )
+
+
+def merge_with_reference(inputs: ExportInputs, report: Reporter, *, gguf: bool = False) -> Merged:
+    """Base + adapter on the probe prompts, then merged, which must answer the same."""
+    start_phase(report, "load")
+    adapter_folder = Path(inputs.adapter_folder)
+    model = load_model(Path(inputs.model_folder))
+    tokenizer = serving_tokenizer(Path(inputs.model_folder), adapter_folder)
+    if gguf:  # before the long work
+        architecture(model)
+        read_vocabulary(tokenizer, embedding_rows(model))
+    start_phase(report, "reference")
+    wrapped = attach(model, adapter_folder)
+    prompts = probe_prompts(tokenizer, embedding_rows(model))
+    reference = probe_logits(wrapped, prompts)
+    with wrapped.disable_adapter():
+        effect = compare_logits(reference, probe_logits(wrapped, prompts))
+    start_phase(report, "merge")
+    merged = fold(wrapped)
+    difference = compare_logits(reference, probe_logits(merged, prompts))
+    require(difference, MERGE_BOUND, "the merged model")
+    checks = {"adapter_effect": effect.relative, "merge": difference.as_check(MERGE_BOUND)}
+    return Merged(merged, tokenizer, prompts, reference, checks)
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """`save_pretrained`, with a full disk told as such: safetensors hides the errno in its text."""
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        if "os error 28" in str(error) or "os error 122" in str(error):  # ENOSPC, EDQUOT
+            raise disk_full(folder) from error
+        raise
+
+
+def start_phase(report: Reporter, name: str) -> None:
+    if report.stop_requested:
+        raise Interrupted(f"stopped before the phase {name!r} of the export; nothing was written")
+    report("phase", name=name)
+
+
+def serving_tokenizer(model_folder: Path, adapter_folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer and chat template that the adapter was trained with; the base's where it brings none."""
+    own = (adapter_folder / "tokenizer.json").is_file()
+    tokenizer = load_tokenizer(adapter_folder if own else model_folder)
+    template = adapter_folder / "chat_template.jinja"
+    if template.is_file():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def description(inputs: ExportInputs, checks: dict[str, Any]) -> dict[str, Any]:
+    """What was exported from what, and how it compares."""
+    return {
+        "base_model": inputs.model_name,
+        "base_fingerprint": base_fingerprint(Path(inputs.model_folder)),
+        "adapter": inputs.adapter_name,
+        "checks": checks,
+    }
+
+
+def model_license(folder: Path) -> str | None:
+    """The `license` in the front matter of the model card, if there is one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    try:
+        matter = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None  # a card is prose; a damaged one does not stop an export
+    license = matter.get("license") if isinstance(matter, dict) else None
+    return license if isinstance(license, str) else None

@@ -1,0 +1,97 @@
+"""Which of the known row formats a file has, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lorasmith.errors import InvalidData, closest
+from lorasmith.schemas.data import DatasetFormat, Detection
+
+ROW_FIELDS = ("group", "split", "source")  # optional in rows of every format
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Fields that a row of a format must have, and those that it may have."""
+
+    format: DatasetFormat
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+# The first shape whose fields a file has is its format, so the more telling ones stand first.
+SHAPES = (
+    Shape(DatasetFormat.CHATML, ("messages",)),
+    Shape(DatasetFormat.SHAREGPT, ("conversations",), ("system",)),
+    Shape(DatasetFormat.INTERACTIONS, ("task", "execution"), ("agent",)),
+    Shape(DatasetFormat.ALPACA, ("instruction", "output"), ("input", "system")),
+    Shape(DatasetFormat.CHAT, ("input", "output"), ("system",)),
+    Shape(DatasetFormat.CHAT, ("prompt", "completion"), ("system",)),
+    Shape(DatasetFormat.CHAT, ("question", "answer"), ("system",)),
+    Shape(DatasetFormat.CLASSIFICATION, ("text", "label")),
+    Shape(DatasetFormat.CLASSIFICATION, ("text", "category")),
+    Shape(DatasetFormat.SUMMARIZATION, ("text", "summary")),
+    Shape(DatasetFormat.COMPLETION, ("text",)),
+)
+
+
+def detect_format(
+    columns: Sequence[str], *, file: str = "the file", wanted: DatasetFormat | Literal["auto"] = "auto"
+) -> Detection:
+    """The format that the columns tell, or the wanted one when the columns allow it."""
+    if wanted != "auto":
+        return check_format(columns, wanted, file)
+    shape = next((shape for shape in SHAPES if set(shape.required) <= set(columns)), None)
+    if shape is None:
+        accepted = "; ".join(f"{' + '.join(shape.required)} ({shape.format})" for shape in SHAPES)
+        raise InvalidData(
+            f"{file} has the columns {', '.join(columns)}, expected one of: {accepted}{suggestion(columns)}",
+            hint="rename the columns; the first line of a CSV file must name them",
+        )
+    unused = sorted(set(columns) - set(shape.required) - set(shape.optional) - set(ROW_FIELDS))
+    reason = f"it has {' and '.join(f'`{name}`' for name in shape.required)}"
+    if unused:
+        reason += f"; not used: {', '.join(f'`{name}`' for name in unused)}"
+    return Detection(format=shape.format, reason=reason)
+
+
+def check_format(columns: Sequence[str], wanted: DatasetFormat, file: str) -> Detection:
+    shapes = [shape for shape in SHAPES if shape.format == wanted]
+    if not any(set(shape.required) <= set(columns) for shape in shapes):
+        needed = " or ".join(" + ".join(shape.required) for shape in shapes)
+        raise InvalidData(
+            f"{file} has the columns {', '.join(columns)}; the format {wanted} needs {needed}{suggestion(columns)}",
+            hint="leave --format out to have the format detected, or rename the columns",
+        )
+    return Detection(format=wanted, reason="it was asked for")
+
+
+def suggestion(columns: Iterable[str]) -> str:
+    """`; did you mean 'instruction' for 'instuction'?`, or an empty string when nothing is near."""
+    known = {name for shape in SHAPES for name in (*shape.required, *shape.optional)}
+    for column in columns:
+        match = None if column in known else closest(column.lower(), sorted(known))
+        if match is not None:
+            return f"; did you mean {match!r} for {column!r}?"
+    return ""
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fields that at least half of the rows have, in order of appearance; all fields when no field is so common.
+
+    A row that lacks its answer then counts as a bad row, and does not change what the file is.
+    """
+    counts = Counter(name for row in rows for name in row)
+    common = [name for name, count in counts.items() if 2 * count >= len(rows)]
+    return common or list(counts)
+
+
+def shape_of(values: Mapping[str, Any], format: DatasetFormat) -> Shape:
+    """The shape of one row among those of its format: the complete one, else one with a field in it."""
+    shapes = [shape for shape in SHAPES if shape.format == format]
+    complete = (shape for shape in shapes if set(shape.required) <= set(values))
+    begun = (shape for shape in shapes if set(shape.required) & set(values))
+    return next(complete, None) or next(begun, shapes[0])

@@ -1,0 +1,115 @@
+"""`data prepare`: collected interactions to a folder with train, val and test in ChatML form, and its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorasmith.errors import Conflict, InvalidData
+from lorasmith.files import MANIFEST, disk_errors, sha256_file, staged_folder, write_json
+from lorasmith.schemas.data import PARTS, DataImportSpec, DataPreparationSpec, DatasetFormat, Example
+from lorasmith.schemas.jobs import now
+from lorasmith.services.data import import_dataset
+from lorasmith.services.data_conversion import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
+from lorasmith.services.data_curation import CuratedData, curate
+
+if TYPE_CHECKING:
+    from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
+
+METADATA = "metadata.json"
+OWN_FILES = {f"{part}.jsonl" for part in PARTS} | {METADATA, MANIFEST}
+
+
+def prepare_folder(source: Path, output: Path, spec: DataPreparationSpec, *, force: bool = False) -> dict[str, Any]:
+    """Write `output` as a whole and return its metadata: counts, shares, source, format and system prompts."""
+    check_output(output, force)
+    return write_folder(curate_conversations(source, spec), source, output, spec)
+
+
+def prepare_and_import(
+    workbench: Workbench, source: Path, output: Path, spec: DataImportSpec, *, force: bool = False
+) -> dict[str, Any]:
+    """Like `prepare_folder`, and the same examples as a dataset; its id and name stand in the returned metadata."""
+    check_output(output, force)
+    data = curate_conversations(source, spec)
+    dataset = import_dataset(workbench, source, spec)
+    metadata = write_folder(data, source, output, spec)
+    return {**metadata, "dataset": {"id": dataset.id, "name": dataset.name}}
+
+
+def curate_conversations(source: Path, spec: DataPreparationSpec) -> CuratedData:
+    data = curate(source, spec)
+    if data.detection.format == DatasetFormat.COMPLETION:
+        raise InvalidData(
+            f"{source} holds plain texts (format completion), expected conversations or collected interactions",
+            hint=f"lorasmith data import {source} --name NAME takes plain texts as they are",
+        )
+    return data
+
+
+def write_folder(data: CuratedData, source: Path, output: Path, spec: DataPreparationSpec) -> dict[str, Any]:
+    metadata = describe_folder(data, source, spec)
+    with staged_folder(output, replace=True) as staging:
+        for part in PARTS:
+            write_conversations(staging / f"{part}.jsonl", data.parts[part])
+        write_json(staging / METADATA, metadata)
+    return metadata
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Refuse to replace what is not ours, and what is ours without `force`."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise Conflict(f"{output} is a file, expected a folder", hint="choose another --output")
+    present = {path.name for path in output.iterdir()}
+    foreign = sorted(present - OWN_FILES)
+    if foreign:
+        raise Conflict(
+            f"{output} holds {foreign[0]!r}, which `data prepare` did not write, expected an empty folder",
+            hint="choose another --output; a folder with other files is never replaced",
+        )
+    if present and not force:
+        raise Conflict(f"{output} is not empty", hint="choose another --output, or replace its files with --force")
+
+
+def describe_folder(data: CuratedData, source: Path, spec: DataPreparationSpec) -> dict[str, Any]:
+    """`metadata.json`."""
+    sizes = data.part_sizes()
+    total = sum(sizes.values())
+    return {
+        "total_examples": total,
+        **{f"{part}_examples": sizes[part] for part in PARTS},
+        "shares": {part: round(sizes[part] / total, 4) for part in PARTS},
+        "split": dict(zip(PARTS, spec.split, strict=True)),
+        "exact": spec.exact,
+        "salt": spec.salt,
+        "split_note": data.statistics.get("split_note"),
+        "source": str(source),
+        "source_sha256": sha256_file(source),
+        "source_rows": len(data.ledger),
+        "fates": data.fates(),
+        "rejected_rows": [line.model_dump(exclude_none=True) for line in data.ledger if line.fate == "rejected"],
+        "format": data.detection.format,
+        "format_reason": data.detection.reason,
+        "system_prompts": system_prompts_of(data),
+        "created_at": now().isoformat(),
+    }
+
+
+def system_prompts_of(data: CuratedData) -> dict[str, str]:
+    """Agent role to system prompt, for the roles that occur; only collected interactions have roles."""
+    if data.detection.format != DatasetFormat.INTERACTIONS:
+        return {}
+    used = {example.messages[0].content for example in data.examples if example.messages}
+    table = {**SYSTEM_PROMPTS, "default": DEFAULT_SYSTEM_PROMPT}
+    return {role: prompt for role, prompt in table.items() if prompt in used}
+
+
+def write_conversations(path: Path, examples: Sequence[Example]) -> None:
+    with disk_errors(path), path.open("w", encoding="utf-8", newline="\n") as handle:
+        for example in examples:
+            row = example.model_dump(include={"messages"})
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,42 @@
+"""What `--data` may name: a stored dataset, a built-in one, or a file, which is imported on the way."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lorasmith.errors import NotFound, closest
+from lorasmith.files import sha256_file
+from lorasmith.schemas.data import DataImportSpec, Dataset
+from lorasmith.services.data import import_dataset
+from lorasmith.services.workbench import Workbench
+from lorasmith.starter.location import DATASETS, starter_dataset
+
+
+def find_dataset(workbench: Workbench, name: str) -> Dataset:
+    """The dataset, imported now if `name` is a built-in one or a file that is not stored yet."""
+    stored = workbench.datasets.get(name)
+    if stored is not None:
+        return stored
+    if name in DATASETS:
+        return import_dataset(workbench, starter_dataset(name), DataImportSpec(name=name))
+    path = Path(name).expanduser()
+    if path.is_file():
+        return import_file(workbench, path.resolve())
+    near = closest(name, {*workbench.datasets.names(), *DATASETS})
+    raise NotFound(
+        f"no dataset and no file {name!r}" + (f"; did you mean {near!r}?" if near else ""),
+        hint="lorasmith data import FILE --name NAME, or one of the built-in: " + ", ".join(DATASETS),
+    )
+
+
+def import_file(workbench: Workbench, path: Path) -> Dataset:
+    """The dataset made from that file, whatever its name, or a new one named after the file and its folder."""
+    digest = sha256_file(path)
+    for dataset in workbench.datasets.list():
+        if dataset.source_sha256 == digest:
+            return dataset
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{path.parent.name}-{path.name.split('.')[0]}").strip("-.")[:50]
+    if name in workbench.datasets.names():
+        name = f"{name}-{digest[:8]}"
+    return import_dataset(workbench, path, DataImportSpec(name=name))

@@ -1,0 +1,88 @@
+"""What is installed, what works, what is missing and how to get it. Nothing heavy is imported to find out."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from lorasmith.errors import LorasmithError
+from lorasmith.files import existing_parent, verify_manifest
+from lorasmith.model_files import read_facts
+from lorasmith.starter.location import DATASETS, starter_dataset, starter_model
+
+PACKAGES = {
+    "train": ("torch", "transformers", "peft", "accelerate", "safetensors", "tensorboard", "matplotlib"),
+    "gguf": ("gguf",),
+    "llamacpp": ("llama-cpp-python",),
+}
+NEEDED_FREE_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `way_out` says what to do when it is not ok."""
+
+    what: str
+    state: Literal["ok", "missing", "broken"]
+    detail: str
+    way_out: str = ""
+
+
+def examine(home: Path) -> list[Finding]:
+    return [python(), processor(), *packages(), starter(), *starter_data(), home_folder(home)]
+
+
+def python() -> Finding:
+    return Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def processor() -> Finding:
+    flags = Path("/proc/cpuinfo")
+    known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+    words = set(flags.read_text().split()) if flags.exists() else set()
+    found = [flag for flag in known if flag in words]
+    return Finding("processor", "ok", f"{len(os.sched_getaffinity(0))} cores, {' '.join(found) or platform.processor()}")
+
+
+def packages() -> list[Finding]:
+    findings = []
+    for extra, names in PACKAGES.items():
+        for name in names:
+            try:
+                findings.append(Finding(name, "ok", version(name)))
+            except PackageNotFoundError:
+                findings.append(Finding(name, "missing", f"extra `{extra}`", f"pip install 'lorasmith[{extra}]'"))
+    return findings
+
+
+def starter() -> Finding:
+    try:
+        facts = read_facts(starter_model())
+        verify_manifest(starter_model())
+    except LorasmithError as error:
+        return Finding("starter model", "broken", error.message, "install lorasmith again")
+    return Finding("starter model", "ok", f"{facts.parameters / 1e6:.1f} M parameters, {facts.context_tokens} tokens of context")
+
+
+def starter_data() -> list[Finding]:
+    return [
+        Finding(f"dataset {name}", "ok", str(starter_dataset(name)))
+        if starter_dataset(name).is_file()
+        else Finding(f"dataset {name}", "broken", f"{starter_dataset(name)} is missing", "install lorasmith again")
+        for name in DATASETS
+    ]
+
+
+def home_folder(home: Path) -> Finding:
+    parent = existing_parent(home)
+    if not os.access(parent, os.W_OK):
+        return Finding("home", "broken", f"{parent} cannot be written", "choose another folder with --home or LORASMITH_HOME")
+    free = shutil.disk_usage(parent).free
+    if free < NEEDED_FREE_BYTES:
+        return Finding("home", "broken", f"{home}: {free / 1e9:.1f} GB free", "free some space, or choose another --home")
+    return Finding("home", "ok", f"{home}, {free / 1e9:.0f} GB free")

@@ -1,0 +1,68 @@
+"""What a completed job leaves in the store: files first, then the row. Doing it twice changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from lorasmith.files import folder_size_bytes, new_id, read_json, sha256_bytes, sha256_file, staged_folder
+from lorasmith.jobs.folder import ORDER
+from lorasmith.schemas.adapters import Adapter
+from lorasmith.schemas.evaluation import Evaluation
+from lorasmith.schemas.jobs import Job, JobKind
+from lorasmith.schemas.training import TrainingInputs, TrainingResult
+from lorasmith.services.workbench import Workbench
+
+
+def keep_outcome(workbench: Workbench, job: Job, result: dict[str, Any]) -> None:
+    if job.kind is JobKind.TRAINING:
+        keep_adapter(workbench, job, TrainingResult.model_validate(result))
+    elif job.kind is JobKind.EVALUATION:
+        keep_evaluation(workbench, job, Evaluation.model_validate(result))
+
+
+def adapter_digest(sha256_by_file: dict[str, str]) -> str:
+    """One identity for an adapter's content: the digest of its config's and weights' digests."""
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    return sha256_bytes("\n".join(f"{name} {sha256_by_file[name]}" for name in names).encode())
+
+
+def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adapter:
+    """Copy the job's adapter into the store."""
+    kept = next((adapter for adapter in workbench.adapters.list() if adapter.training_job_id == job.id), None)
+    if kept is not None:
+        return kept
+    inputs = TrainingInputs.model_validate(read_json(workbench.path(job.folder) / ORDER)["inputs"])
+    adapter_id = new_id("adapter")
+    folder = f"adapters/{adapter_id}"
+    made = workbench.path(job.folder) / result.adapter_folder
+    with staged_folder(workbench.path(folder)) as staging:
+        shutil.copytree(made, staging, dirs_exist_ok=True)
+        digest = adapter_digest(
+            {name: sha256_file(staging / name) for name in ("adapter_config.json", "adapter_model.safetensors")}
+        )
+    adapter = Adapter(
+        id=adapter_id,
+        name=inputs.adapter_name,
+        base_model=inputs.model_name,
+        base_folder=inputs.model_folder,
+        training_job_id=job.id,
+        dataset=inputs.dataset_name,
+        folder=folder,
+        digest=digest,
+        size_bytes=folder_size_bytes(workbench.path(folder)),
+        lora_config=job.spec["lora"],
+        metrics={"validation_loss": result.validation_loss, "training_time_seconds": result.training_time_seconds},
+    )
+    return workbench.adapters.add(adapter)
+
+
+def keep_evaluation(workbench: Workbench, job: Job, evaluation: Evaluation) -> Evaluation:
+    """Copy the job's report and numbers into the store."""
+    kept = workbench.evaluations.get(evaluation.id)
+    if kept is not None:
+        return kept
+    folder = f"evaluations/{evaluation.id}"
+    with staged_folder(workbench.path(folder)) as staging:
+        shutil.copytree(workbench.path(job.folder) / evaluation.folder, staging, dirs_exist_ok=True)
+    return workbench.evaluations.add(evaluation.model_copy(update={"folder": folder}))

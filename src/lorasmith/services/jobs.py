@@ -1,0 +1,117 @@
+"""Jobs: create one, run it in the foreground, and bring rows up to date with what their folders say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lorasmith.errors import Conflict, Interrupted
+from lorasmith.files import new_id
+from lorasmith.jobs.folder import EventReader, read_error, read_result, write_order
+from lorasmith.jobs.runner import follow, start_engine
+from lorasmith.schemas.jobs import ENDED, Event, Job, JobKind, JobOrder, JobStatus
+from lorasmith.services.job_outcomes import keep_outcome
+from lorasmith.services.workbench import Workbench
+
+PHASE_STATUS = {
+    JobKind.TRAINING: {"load": JobStatus.PREPARING, "tokenize": JobStatus.PREPARING, "train": JobStatus.TRAINING},
+}
+
+Watch = Callable[[Event], None]
+
+
+def create_job(workbench: Workbench, kind: JobKind, name: str, spec: dict[str, Any], inputs: dict[str, Any]) -> Job:
+    """Write the folder, then the row."""
+    job_id = new_id("job")
+    folder = f"jobs/{job_id}"
+    write_order(workbench.path(folder), JobOrder(id=job_id, kind=kind, spec=spec, inputs=inputs))
+    return workbench.jobs.add(Job(id=job_id, kind=kind, name=name, spec=spec, folder=folder))
+
+
+def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
+    """Run a job's engine and wait for it; what it made is stored. Raises what the job raised."""
+    folder = workbench.path(job.folder)
+    reader = EventReader(folder)
+    reader.skip_present()
+    process = start_engine(folder)
+    job.status = JobStatus.PREPARING if job.kind is JobKind.TRAINING else JobStatus.RUNNING
+    job.pid, job.started_at = process.pid, job.started_at or datetime.now(UTC)
+    job.reason = job.reason_code = job.completed_at = None
+    workbench.jobs.replace(job)
+
+    def watch_and_note(event: Event) -> None:
+        status = PHASE_STATUS.get(job.kind, {}).get(event.data.get("name", "")) if event.type == "phase" else None
+        if status and status is not job.status:
+            job.status = status
+            workbench.jobs.replace(job)
+        watch(event)
+
+    try:
+        follow(folder, process, reader, watch_and_note)
+    finally:
+        settle(workbench, job)
+    return job
+
+
+def settle(workbench: Workbench, job: Job) -> Job:
+    """Bring an unfinished row up to date with its folder, also when nobody watched the engine end."""
+    if job.status in ENDED and job.status is not JobStatus.INTERRUPTED:
+        return job
+    folder = workbench.path(job.folder)
+    result, error = read_result(folder), read_error(folder)
+    if result is not None:
+        keep_outcome(workbench, job, result)
+        job.status, job.result = JobStatus.COMPLETED, result
+    elif error is not None:
+        interrupted = error.reason_code == Interrupted.code
+        job.status = JobStatus.INTERRUPTED if interrupted else JobStatus.FAILED
+        job.reason_code, job.reason = error.reason_code, error.message
+    elif job.pid is not None and not is_running(job.pid):
+        job.status, job.reason_code = JobStatus.INTERRUPTED, "crashed"
+        job.reason = "the engine process ended without a word"
+    else:
+        return job
+    job.pid, job.completed_at = None, datetime.now(UTC)
+    return workbench.jobs.replace(job)
+
+
+def is_running(pid: int) -> bool:
+    """Whether that process lives; a zombie, which nobody has waited for, does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.parent.parent.joinpath("self").exists():
+        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def list_jobs(workbench: Workbench) -> list[Job]:
+    return [settle(workbench, job) for job in workbench.jobs.list()]
+
+
+def show_job(workbench: Workbench, name_or_id: str) -> Job:
+    return settle(workbench, workbench.jobs.require(name_or_id))
+
+
+def job_events(workbench: Workbench, job: Job, *, type: str | None = None) -> list[Event]:
+    return [event for event in EventReader(workbench.path(job.folder)).new_events() if type in (None, event.type)]
+
+
+def resumable(job: Job) -> Job:
+    """The job, if it can go on; raises `Conflict` saying why not."""
+    if job.kind is not JobKind.TRAINING:
+        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can go on from a checkpoint")
+    if job.status is JobStatus.COMPLETED:
+        raise Conflict(f"{job.id} is completed, there is nothing left to do", hint="train again with another --name")
+    if job.status not in ENDED:
+        raise Conflict(f"{job.id} is {job.status}, process {job.pid} runs it")
+    return job
+
+

@@ -1,0 +1,81 @@
+"""Base models by name: the built-in one, registered folders and hub ids."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasmith.errors import NotFound, closest
+from lorasmith.files import new_id
+from lorasmith.model_files import check_model_folder, read_facts
+from lorasmith.schemas.models import BaseModelEntry
+from lorasmith.services.workbench import Workbench
+from lorasmith.starter.location import STARTER, starter_model
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """`location` is an absolute folder or a hub id; `name` is what reports and adapters call it."""
+
+    name: str
+    location: str
+
+
+def starter_entry() -> BaseModelEntry:
+    return BaseModelEntry(
+        id=STARTER, name=STARTER, source="built-in", location=str(starter_model()), facts=read_facts(starter_model())
+    )
+
+
+def list_models(workbench: Workbench) -> list[BaseModelEntry]:
+    """The built-in model, then the registered ones."""
+    return [starter_entry(), *workbench.models.list()]
+
+
+def show_model(workbench: Workbench, name: str) -> BaseModelEntry:
+    if name == STARTER:
+        return starter_entry()
+    return workbench.models.require(name)
+
+
+def add_model(workbench: Workbench, location: str, name: str | None) -> BaseModelEntry:
+    """Register a folder, checked now, or a hub id, fetched when it is first used."""
+    folder = Path(location).expanduser()
+    if folder.is_dir():
+        entry = BaseModelEntry(
+            id=new_id("model"),
+            name=name or folder.resolve().name,
+            source="folder",
+            location=str(folder.resolve()),
+            facts=read_facts(folder),
+        )
+    elif HUB_ID.fullmatch(location):
+        entry = BaseModelEntry(id=new_id("model"), name=name or location, source="hub", location=location)
+    else:
+        raise NotFound(f"{location} is neither a folder nor a hub id such as org/model")
+    return workbench.models.add(entry)
+
+
+def resolve_model(workbench: Workbench, name: str) -> ResolvedModel:
+    """`starter`, a registered name, a folder or a hub id; a folder is checked here, before anything is started."""
+    if name == STARTER:
+        return ResolvedModel(STARTER, str(starter_model()))
+    entry = workbench.models.get(name)
+    if entry is not None:
+        if entry.source == "folder":
+            check_model_folder(Path(entry.location))
+        return ResolvedModel(entry.name, entry.location)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        check_model_folder(folder)
+        return ResolvedModel(str(folder.resolve()), str(folder.resolve()))
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
+        return ResolvedModel(name, name)
+    near = closest(name, {STARTER, *workbench.models.names()})
+    raise NotFound(
+        f"no model {name!r}" + (f"; did you mean {near!r}?" if near else ""),
+        hint="give `starter`, a folder, a hub id such as org/model, or a name from `lorasmith models list`",
+    )

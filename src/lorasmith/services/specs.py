@@ -1,0 +1,102 @@
+"""From YAML, presets, flags and `--set` to a validated spec, with errors that name the field and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from lorasmith.errors import InvalidSpec, NotFound, did_you_mean
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+def parse_spec(kind: type[Spec], values: dict[str, Any]) -> Spec:
+    """Validate; raises `InvalidSpec` that lists every wrong field, with a near name for unknown ones."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [describe(kind, problem) for problem in error.errors()]
+        raise InvalidSpec("; ".join(problems), hint="`lorasmith train --help` and docs/reference/training.md list the fields") from error
+
+
+def describe(kind: type[BaseModel], problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        parent = nested_model(kind, location[:-1])
+        names = field_names(parent) if parent else []
+        near = did_you_mean(location[-1], names)
+        prefix = ".".join(location[:-1])
+        if near and prefix:
+            near = near.replace("did you mean '", f"did you mean '{prefix}.")
+        return f"there is no field {path!r}{near}"
+    if problem["type"] == "missing":
+        return f"{path} is missing"
+    return f"{path}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+
+
+def nested_model(kind: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    for part in location:
+        field: FieldInfo | None = kind.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return None
+        kind = field.annotation
+    return kind
+
+
+def field_names(kind: type[BaseModel]) -> list[str]:
+    return list(kind.model_fields)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; raises `NotFound` or `InvalidSpec` naming file and line."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound(f"no config file {path}") from None
+    except yaml.YAMLError as error:
+        raise InvalidSpec(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InvalidSpec(f"{path} must hold a mapping of fields, found {type(values).__name__}")
+    return values
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Later layers win, field by field, inside sections too."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, dict) and isinstance(merged.get(key), dict):
+                merged[key] = merge(merged[key], value)
+            else:
+                merged[key] = value
+    return merged
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`lora.rank=16` → {"lora": {"rank": 16}}; values are YAML, so numbers, lists and booleans come out as such."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator or not path:
+            raise InvalidSpec(f"--set takes field=value, got {assignment!r}", hint="for example --set lora.rank=16")
+        target = values
+        *sections, name = path.split(".")
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = number(yaml.safe_load(text))
+    return values
+
+
+def number(value: Any) -> Any:
+    """YAML 1.1 reads `2e-4` as text, as it has no dot; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
