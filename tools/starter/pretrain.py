@@ -109,6 +109,12 @@ def held_out_loss(model: LlamaForCausalLM, encoded: list[list[int]], max_tokens:
     return total / count, count
 
 
+def load(folder: Path) -> LlamaForCausalLM:
+    """The saved weights, computed in fp32."""
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()
+
+
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """A Hugging Face folder in bf16; the training copy stays fp32."""
     copy = LlamaForCausalLM(model.config)

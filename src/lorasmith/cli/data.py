@@ -50,7 +50,7 @@ def import_(
         print_json(dataset.model_dump(mode="json"))
     else:
         show_fields(summary(dataset))
-    hint(f"next: lorasmith data preview {dataset.name}")
+    hint(f"next: lorasmith train --model starter --data {dataset.name}")
 
 
 @app.command("list")
@@ -177,7 +177,7 @@ def prepare(
     from lorasmith.services.data_preparation import prepare_and_import, prepare_folder
 
     if name is None:
-        metadata = prepare_folder(file, output, spec(format, split, exact, salt, max_rejected), force=force)
+        metadata = prepare_folder(file, output, preparation_spec(format, split, exact, salt, max_rejected), force=force)
     else:
         wanted = import_spec(name, format, split, exact, salt, max_rejected)
         metadata = prepare_and_import(open_workbench(context), file, output, wanted, force=force)
@@ -193,10 +193,12 @@ def prepare(
                 "folder": str(output),
             }
         )
-    hint(f"next: lorasmith data preview {name}" if name else f"next: lorasmith data import {file} --name NAME")
+    hint(
+        f"next: lorasmith train --model starter --data {name}" if name else "next: the same with --name NAME, to train"
+    )
 
 
-def spec(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataPreparationSpec:
+def preparation_spec(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataPreparationSpec:
     from lorasmith.schemas.data import DataPreparationSpec
 
     return DataPreparationSpec.model_validate(checked_options(format, split, exact, salt, max_rejected))
@@ -221,7 +223,7 @@ def import_spec(name: str, format: str, split: str, exact: bool, salt: str, max_
 def checked_options(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> dict[str, Any]:
     from lorasmith.schemas.data import DatasetFormat
 
-    formats = ["auto", *DatasetFormat]
+    formats = ["auto", *(format.value for format in DatasetFormat)]
     if format not in formats:
         raise InvalidSpec(f"--format must be {FORMATS}, got {format!r}{did_you_mean(format, formats)}")
     if not 0 <= max_rejected <= 1:
@@ -239,7 +241,8 @@ def parse_split(text: str) -> tuple[float, ...]:
     except ValueError:
         numbers = []
     total = sum(numbers)
-    if len(numbers) != 3 or min(numbers) < 0 or numbers[0] <= 0 or min(abs(total - 1), abs(total - 100)) > 1e-6:
+    adds_up = min(abs(total - 1), abs(total - 100)) <= 1e-6  # false for a nan
+    if len(numbers) != 3 or min(numbers) < 0 or numbers[0] <= 0 or not adds_up:
         raise InvalidSpec(
             f"--split must be three shares that add up to 100, with some for train, got {text!r}",
             hint="--split 80/10/10",
@@ -261,8 +264,9 @@ def known_fate(text: str | None) -> Fate | None:
 
     if text is None:
         return None
-    if text not in list(Fate):
-        raise InvalidSpec(f"--fate must be {', '.join(Fate)}, got {text!r}{did_you_mean(text, Fate)}")
+    fates = [fate.value for fate in Fate]
+    if text not in fates:
+        raise InvalidSpec(f"--fate must be {', '.join(fates)}, got {text!r}{did_you_mean(text, fates)}")
     return Fate(text)
 
 

@@ -40,11 +40,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
-    console_out().print(table)
+    console = console_out()
+    if not sys.stdout.isatty():
+        console.width = 10_000  # a pipe has no width to fold at
+    console.print(table)
 
 
 def hint(text: str) -> None:
-    console_err().print(f"[dim]{text}[/dim]", markup=True)
+    console_err().print(text, style="dim", markup=False)
 
 
 def size(size_bytes: float) -> str:

@@ -90,14 +90,19 @@ class DataPreparationSpec(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: DatasetFormat | Literal["auto"] = "auto"
-    split: tuple[float, float, float] = Field((0.8, 0.1, 0.1), description="Shares of train, val and test.")
-    exact: bool = Field(False, description="Sort by the hash and cut, so that shares are exact for a small set.")
-    salt: str = Field("lorasmith", description="Part of each group's hash; another salt gives another split.")
-    max_rejected_share: float = Field(0.0, ge=0, le=1, description="Share of bad rows above which the import stops.")
+    split: tuple[float, float, float] = Field(default=(0.8, 0.1, 0.1), description="Shares of train, val and test.")
+    exact: bool = Field(
+        default=False, description="Sort by the hash and cut, so that shares are exact for a small set."
+    )
+    salt: str = Field(default="lorasmith", description="Part of each group's hash; another salt gives another split.")
+    max_rejected_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of bad rows above which the import stops."
+    )
 
     @model_validator(mode="after")
     def shares_add_up(self) -> DataPreparationSpec:
-        if min(self.split) < 0 or self.split[0] <= 0 or abs(sum(self.split) - 1) > 1e-6:
+        adds_up = abs(sum(self.split) - 1) <= 1e-6  # false for a nan
+        if min(self.split) < 0 or self.split[0] <= 0 or not adds_up:
             raise ValueError(f"the shares of train, val and test must be at least 0 and add up to 1, got {self.split}")
         return self
 
@@ -124,7 +129,9 @@ class Dataset(BaseModel):
     format_reason: str
     source: str
     source_sha256: str
-    spec: DataImportSpec | None = Field(None, description="What the import was asked to do; None if not imported.")
+    spec: DataImportSpec | None = Field(
+        default=None, description="What the import was asked to do; None if not imported."
+    )
     sha256: str = Field(description="Digest of the parts' content; equal datasets have equal digests.")
     folder: str
     num_examples: int

@@ -20,7 +20,7 @@ from lorasmith.schemas.data import (
     Part,
 )
 from lorasmith.services.data_conversion import BadRow, convert, explicit_part, ignored_fields, normalised
-from lorasmith.services.data_formats import columns_of, detect_format
+from lorasmith.services.data_formats import detect_format
 from lorasmith.services.data_reading import RawRow, read_rows
 from lorasmith.services.data_split import split_examples
 
@@ -52,8 +52,7 @@ class CuratedData:
 def curate(source: Path, spec: DataPreparationSpec) -> CuratedData:
     """Read, detect, convert, drop exact duplicates, split. Raises `InvalidData` when too many rows are bad."""
     rows = list(read_rows(source))
-    columns = columns_of([row.values for row in rows])
-    detection = detect_format(columns, file=str(source), wanted=spec.format)
+    detection = detect_format([row.values for row in rows], file=str(source), wanted=spec.format)
     ledger = Ledger(source)
     kept: list[Example] = []
     pinned: dict[int, Part] = {}
@@ -116,12 +115,14 @@ class Ledger:
         findings = [f"  {self.source}:{line.line}: row {line.row}, {line.reason}" for line in rejected[:SHOWN_FINDINGS]]
         if len(rejected) > SHOWN_FINDINGS:
             findings.append(f"  and {len(rejected) - SHOWN_FINDINGS} more")
+        nothing_left = len(rejected) == len(self.lines)
+        limit = "so nothing is left" if nothing_left else f"more than the allowed share of {max_rejected_share:g}"
         enough = max(0.05, math.ceil(share * 100) / 100)
         raise InvalidData(
-            f"{len(rejected)} of {len(self.lines)} rows of {self.source} cannot be used, "
-            f"allowed is a share of {max_rejected_share:g}:\n" + "\n".join(findings),
+            f"{len(rejected)} of {len(self.lines)} rows of {self.source} cannot be used, {limit}:\n"
+            + "\n".join(findings),
             hint="mend the rows"
-            if len(rejected) == len(self.lines)
+            if nothing_left
             else f"mend the rows, or leave them out, with a line each in the ledger: --max-rejected {enough:.2f}",
         )
 

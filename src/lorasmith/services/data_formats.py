@@ -39,12 +39,13 @@ SHAPES = (
 
 
 def detect_format(
-    columns: Sequence[str], *, file: str = "the file", wanted: DatasetFormat | Literal["auto"] = "auto"
+    rows: Sequence[Mapping[str, Any]], *, file: str = "the file", wanted: DatasetFormat | Literal["auto"] = "auto"
 ) -> Detection:
-    """The format that the columns tell, or the wanted one when the columns allow it."""
+    """The format that the fields of the rows tell, or the wanted one when they allow it."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     if wanted != "auto":
         return check_format(columns, wanted, file)
-    shape = next((shape for shape in SHAPES if set(shape.required) <= set(columns)), None)
+    shape = first_shape(common_columns(rows)) or first_shape(columns)
     if shape is None:
         accepted = "; ".join(f"{' + '.join(shape.required)} ({shape.format})" for shape in SHAPES)
         raise InvalidData(
@@ -79,14 +80,15 @@ def suggestion(columns: Iterable[str]) -> str:
     return ""
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Fields that at least half of the rows have, in order of appearance; all fields when no field is so common.
-
-    A row that lacks its answer then counts as a bad row, and does not change what the file is.
-    """
+def common_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fields that at least half of the rows have: a row that lacks its answer does not change what the file is."""
     counts = Counter(name for row in rows for name in row)
-    common = [name for name, count in counts.items() if 2 * count >= len(rows)]
-    return common or list(counts)
+    return [name for name, count in counts.items() if 2 * count >= len(rows)]
+
+
+def first_shape(columns: Iterable[str]) -> Shape | None:
+    present = set(columns)
+    return next((shape for shape in SHAPES if present.issuperset(shape.required)), None)
 
 
 def shape_of(values: Mapping[str, Any], format: DatasetFormat) -> Shape:

@@ -7,9 +7,11 @@ trusted. What is wrong with the content of one row is found later, in `data_conv
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,12 @@ from lorasmith.errors import InvalidData, NotFound
 
 Layout = Literal["json", "jsonl", "csv"]
 SUPPORTED = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
-SUPPORTED_TEXT = "a JSON array (.json), JSON Lines (.jsonl, .ndjson) or CSV (.csv)"
+SUPPORTED_TEXT = "a JSON array (.json), JSON Lines (.jsonl, .ndjson) or CSV (.csv), plain or with .gz"
 OTHER_FORMATS = {
     ".parquet": "pandas.read_parquet(FILE).to_json('rows.jsonl', orient='records', lines=True) converts it",
     ".xlsx": "save the sheet as CSV UTF-8",
     ".xls": "save the sheet as CSV UTF-8",
     ".tsv": "save it with commas as .csv",
-    ".gz": "unpack it first",
     ".zip": "unpack it first",
 }
 LARGEST_CSV_FIELD = 64 * 1024 * 1024  # characters; the csv module stops at 131,072, which a long document passes
@@ -61,7 +62,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
 
 def read_text(path: Path) -> str:
     """The whole file as text; a byte-order mark is dropped."""
-    extension = path.suffix.lower()
+    extension = inner_extension(path)
     if not path.exists():
         raise NotFound(f"no file {path}", hint="check the path; it is relative to the present folder")
     if path.is_dir():
@@ -73,6 +74,8 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except PermissionError:
         raise InvalidData(f"{path} cannot be read: permission denied", hint=f"chmod u+r {path}") from None
+    if path.suffix.lower() == ".gz":
+        data = unpacked(path, data)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -86,13 +89,26 @@ def read_text(path: Path) -> str:
     return text
 
 
+def inner_extension(path: Path) -> str:
+    """`.jsonl` of `rows.jsonl` and of `rows.jsonl.gz`."""
+    packed = path.suffix.lower() == ".gz"
+    return (path.with_suffix("") if packed else path).suffix.lower()
+
+
+def unpacked(path: Path, data: bytes) -> bytes:
+    try:
+        return gzip.decompress(data)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InvalidData(f"{path} is not a whole gzip file: {error}", hint="copy or download it again") from error
+
+
 def guess_encoding(data: bytes) -> str:
     return "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "windows-1252"
 
 
 def find_layout(path: Path, text: str) -> Layout:
     """What the content is: extensions lie, a `.json` from an export is often JSON Lines."""
-    extension = SUPPORTED[path.suffix.lower()]
+    extension = SUPPORTED[inner_extension(path)]
     if extension == "csv" and not re.match(r'\s*(\[\s*)?\{\s*"', text):
         return "csv"
     start = text.lstrip()
@@ -119,7 +135,7 @@ def parse_json(path: Path, text: str, line: int, expected: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=checked_object)
     except json.JSONDecodeError as error:
-        found = text[max(error.pos - 20, 0) : error.pos + 20]
+        found = text.split("\n")[error.lineno - 1][max(error.colno - 21, 0) : error.colno + 20]
         line += error.lineno - 1
         what = f"broken JSON at column {error.colno}: {error.msg}, found {found!r}"
     except RecursionError:

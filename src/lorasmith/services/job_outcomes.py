@@ -29,9 +29,8 @@ def adapter_digest(sha256_by_file: dict[str, str]) -> str:
 
 def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adapter:
     """Copy the job's adapter into the store."""
-    kept = next((adapter for adapter in workbench.adapters.list() if adapter.training_job_id == job.id), None)
-    if kept is not None:
-        return kept
+    if any(adapter.training_job_id == job.id for adapter in workbench.adapters.list()):
+        return adapter_of_job(workbench, job.id)
     inputs = TrainingInputs.model_validate(read_json(workbench.path(job.folder) / ORDER)["inputs"])
     adapter_id = new_id("adapter")
     folder = f"adapters/{adapter_id}"
@@ -55,6 +54,10 @@ def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adap
         metrics={"validation_loss": result.validation_loss, "training_time_seconds": result.training_time_seconds},
     )
     return workbench.adapters.add(adapter)
+
+
+def adapter_of_job(workbench: Workbench, job_id: str) -> Adapter:
+    return next(adapter for adapter in workbench.adapters.list() if adapter.training_job_id == job_id)
 
 
 def keep_evaluation(workbench: Workbench, job: Job, evaluation: Evaluation) -> Evaluation:

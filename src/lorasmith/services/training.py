@@ -11,6 +11,7 @@ from lorasmith.schemas.adapters import Adapter
 from lorasmith.schemas.jobs import Job, JobKind
 from lorasmith.schemas.training import PRESETS, TrainingInputs, TrainingSpec
 from lorasmith.services.data_sources import find_dataset
+from lorasmith.services.job_outcomes import adapter_of_job
 from lorasmith.services.jobs import Watch, create_job, resumable, run_in_foreground, show_job
 from lorasmith.services.models import resolve_model
 from lorasmith.services.specs import merge, parse_assignments, parse_spec, read_yaml
@@ -85,7 +86,7 @@ def free_name(workbench: Workbench, wanted: str) -> str:
 def train(workbench: Workbench, job: Job, watch: Watch) -> Adapter:
     """Run a created or interrupted training job in the foreground and return the stored adapter."""
     finished = run_in_foreground(workbench, job, watch)
-    return next(adapter for adapter in workbench.adapters.list() if adapter.training_job_id == finished.id)
+    return adapter_of_job(workbench, finished.id)
 
 
 def resume_training(workbench: Workbench, name_or_id: str, watch: Watch) -> Adapter:

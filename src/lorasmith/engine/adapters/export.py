@@ -27,8 +27,8 @@ from lorasmith.schemas.jobs import JobOrder
 
 # Allowed differences of logits from base + adapter, in standard deviations of the logits
 MERGE_BOUND = 1e-3  # float32 sums in another order
-ROUNDING_BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.4}
-GGUF_BOUNDS = {"F16": 0.05, "Q8_0": 0.8}
+ROUNDING_BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+GGUF_BOUNDS = {"F16": 0.05, "Q8_0": 0.5}
 
 
 @dataclass(frozen=True)

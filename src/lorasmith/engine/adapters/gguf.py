@@ -148,7 +148,8 @@ def rope_factors(model: PreTrainedModel) -> np.ndarray[Any, np.dtype[np.float32]
         )
     if kind != "llama3":
         return None
-    scaled: torch.Tensor = model.base_model.rotary_emb.inv_freq.double().cpu()  # type: ignore[union-attr, operator]
+    rotary: Any = model.base_model.rotary_emb
+    scaled = rotary.inv_freq.double().cpu()
     plain = parameters["rope_theta"] ** -(torch.arange(len(scaled), dtype=torch.float64) / len(scaled))
     factors: np.ndarray[Any, np.dtype[np.float32]] = (plain / scaled).float().numpy()
     return factors
@@ -189,8 +190,8 @@ def add_tensor_info(writer: GGUFWriter, name: str, shape: torch.Size, type: GGML
 def read_back(path: Path, model: PreTrainedModel, vocabulary: Vocabulary) -> dict[str, Any]:
     """Compare the file with the model it was written from, then leave the file's weights in the model.
 
-    Returns the number of tensors and tokens, the tensors of each type, and the largest error of a weight as a share
-    of the largest weight in its tensor. Raises `JobFailed` when something is missing or off by more than rounding.
+    Returns the number of tensors and tokens, the tensors of each type, and the largest error of a weight.
+    Raises `JobFailed` when something is missing or off by more than rounding.
     """
     reader = GGUFReader(path)
     stored = {tensor.name: tensor for tensor in reader.tensors}

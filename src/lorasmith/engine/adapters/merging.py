@@ -30,7 +30,8 @@ def merge(model: PreTrainedModel, adapter_folder: Path) -> PreTrainedModel:
 def attach(model: PreTrainedModel, adapter_folder: Path) -> PeftModel:
     """Put a LoRA adapter on a model, in float32, unfolded. Tied embeddings part if the adapter touches one of them."""
     model.to(torch.float32)  # type: ignore[arg-type]  # transformers wraps the method
-    if touches_embeddings(model, adapter_folder):
+    if tied(model) and touches_embeddings(model, adapter_folder):
+        refuse_tied_training(adapter_folder)
         untie(model)
     wrapped = load_adapter(model, adapter_folder)
     kind = wrapped.peft_config["default"].peft_type
@@ -64,12 +65,27 @@ def touches_embeddings(model: PreTrainedModel, adapter_folder: Path) -> bool:
         return any(f".{name}." in key for key in stored.keys() for name in names)  # noqa: SIM118  not a dict
 
 
+def tied(model: PreTrainedModel) -> bool:
+    """Whether the output layer and the input embedding share one weight."""
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return output is not None and output.weight is model.get_input_embeddings().weight
+
+
+def refuse_tied_training(adapter_folder: Path) -> None:
+    """Raise `InvalidModel` for an adapter whose changes to one of two tied weights count for both."""
+    config = read_json(adapter_folder / "adapter_config.json")
+    for field in ("ensure_weight_tying", "trainable_token_indices"):
+        if config.get(field):
+            raise InvalidModel(
+                f"{adapter_folder} changes tied embeddings together ({field} is set), which cannot be merged yet",
+                hint="serve it unmerged",
+            )
+
+
 def untie(model: PreTrainedModel) -> None:
     """Give the output layer a weight of its own, equal to the input embedding's."""
-    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if output is None or output.weight is not embedding.weight:
-        return
-    output.weight = nn.Parameter(embedding.weight.detach().clone())
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output.weight = nn.Parameter(output.weight.detach().clone())
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}  # else transformers drops the output layer from the saved file
 

@@ -198,17 +198,18 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers' caches ar
         return self.keys, self.values
 
     def room_like(self, states: Tensor) -> Tensor:
-        return states.new_empty(*states.shape[:2], self.capacity, states.shape[3])   # (B, heads, capacity, head_dim)
+        return states.new_empty(*states.shape[:2], self.capacity, states.shape[3])  # (B, heads, capacity, head_dim)
 
     def show(self, length: int) -> None:
         self.length = length
         self.keys, self.values = self.all_keys[:, :, :length], self.all_values[:, :, :length]
 
     def reorder_cache(self, rows: Tensor) -> None:
-        for name, old in (("all_keys", self.keys), ("all_values", self.values)):
-            kept = self.room_like(old[:1].expand(len(rows), -1, -1, -1))
-            torch.index_select(old, 0, rows, out=kept[:, :, : self.length]) if False else kept[:, :, : self.length].copy_(old[rows])
-            setattr(self, name, kept)
+        """Keep these rows (kept,) of the batch."""
+        kept_keys, kept_values = self.keys[rows], self.values[rows]
+        self.all_keys, self.all_values = self.room_like(kept_keys), self.room_like(kept_values)
+        self.all_keys[:, :, : self.length] = kept_keys
+        self.all_values[:, :, : self.length] = kept_values
         self.show(self.length)
 
 

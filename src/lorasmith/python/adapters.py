@@ -1,0 +1,110 @@
+"""Adapters in Python: save, load and apply them, in the caller's own process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from lorasmith.engine.lora.config import LoRAConfig, resolve_target_modules
+from lorasmith.engine.models.loading import load_adapter
+from lorasmith.errors import InvalidModel, NotFound
+from lorasmith.files import read_json, staged_folder, write_json
+
+METADATA = "lorasmith.json"
+
+
+@dataclass
+class LoRAAdapter:
+    """An adapter's identity: what it is called, which base it belongs to and how it was configured.
+
+    `path` is the PEFT folder that holds its weights, once it has been saved or loaded.
+    """
+
+    adapter_id: str
+    base_model_name: str
+    config: LoRAConfig = field(default_factory=LoRAConfig)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def save_lora_adapter(adapter: LoRAAdapter, path: Path | str, peft_model: PeftModel) -> Path:
+    """Write a PEFT folder whole or not at all, with the adapter's identity beside the weights."""
+    target = Path(path)
+    with staged_folder(target, replace=True) as folder:
+        peft_model.save_pretrained(folder, save_embedding_layers=False)
+        write_json(
+            folder / METADATA,
+            {
+                "adapter_id": adapter.adapter_id,
+                "base_model_name": adapter.base_model_name,
+                "config": adapter.config.to_dict(),
+                "metadata": adapter.metadata,
+            },
+        )
+    adapter.path = target
+    return target
+
+
+def load_lora_adapter(path: Path | str, base_model: PreTrainedModel) -> LoRAAdapter:
+    """Read an adapter folder and check that it fits `base_model`, which stays as it is.
+
+    Raises `NotFound` without a folder and `InvalidModel` when a tensor is missing or has another shape.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise NotFound(f"no adapter folder {folder}")
+    check_fit(folder, base_model)
+    stored = read_json(folder / "adapter_config.json")
+    identity = read_json(folder / METADATA) if (folder / METADATA).is_file() else {}
+    config = LoRAConfig(
+        r=stored["r"],
+        alpha=stored["lora_alpha"],
+        dropout=stored["lora_dropout"],
+        target_modules=stored["target_modules"],
+        use_rslora=stored.get("use_rslora", False),
+    )
+    return LoRAAdapter(
+        adapter_id=identity.get("adapter_id", folder.name),
+        base_model_name=identity.get("base_model_name", stored.get("base_model_name_or_path") or "unknown"),
+        config=config,
+        metadata=identity.get("metadata", {}),
+        path=folder,
+    )
+
+
+def check_fit(folder: Path, base_model: PreTrainedModel) -> None:
+    """Each adapter tensor needs a linear layer of its shape in the base."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file() or not (folder / "adapter_config.json").is_file():
+        raise InvalidModel(f"{folder} is not a PEFT adapter: adapter_config.json or adapter_model.safetensors is missing")
+    modules = dict(base_model.named_modules())
+    with safe_open(weights, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118  safe_open is no mapping
+            name, side, _ = key.removeprefix("base_model.model.").rsplit(".", 2)
+            layer = modules.get(name)
+            shape = tensors.get_slice(key).get_shape()
+            expected = getattr(layer, "in_features" if side == "lora_A" else "out_features", None)
+            if expected != shape[1 if side == "lora_A" else 0]:
+                raise InvalidModel(
+                    f"{folder} does not fit this base: {key} has shape {shape}, the layer {name!r} "
+                    f"{'does not exist' if layer is None else f'has {expected}'}",
+                    hint="the adapter was trained on another base model",
+                )
+
+
+def apply_lora_adapter(base_model: PreTrainedModel, adapter: LoRAAdapter) -> PeftModel:
+    """The base with the adapter's weights on it; for an adapter without weights, a fresh one ready for training."""
+    if adapter.path is not None:
+        return load_adapter(base_model, adapter.path)
+    config = LoRAConfig(**adapter.config.to_dict())
+    config.target_modules = resolve_target_modules(base_model, config.target_modules)
+    model = get_peft_model(base_model, config.to_peft_config())
+    assert isinstance(model, PeftModel)
+    return model
+
+

@@ -1,0 +1,156 @@
+"""`lorasmith data`: what is printed where, and each option that is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from lorasmith.cli.context import Shell
+from lorasmith.cli.data import app, visible
+from lorasmith.errors import InvalidSpec, LorasmithError, NotFound
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SUPPORT = str(EXAMPLES / "support.jsonl")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def run(home: Path, *arguments: str) -> Result:
+    result = CliRunner().invoke(app, list(arguments), obj=Shell(home=home), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def error_of(home: Path, *arguments: str) -> LorasmithError:
+    with pytest.raises(LorasmithError) as caught:
+        run(home, *arguments)
+    return caught.value
+
+
+def test_import_prints_format_parts_and_fates_and_the_next_command(home: Path) -> None:
+    result = run(home, "import", SUPPORT, "--name", "support", "--exact")
+    assert result.stdout.splitlines() == [
+        "dataset  support",
+        "format   chatml, because it has `messages`",
+        "parts    train 9, val 1, test 2",
+        "rows     kept 12, exact_duplicate 0, rejected 0",
+    ]
+    assert result.stderr == "next: lorasmith train --model starter --data support\n"
+
+
+def test_import_says_what_it_did_not_use(home: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text("text,stars\n" + "".join(f"row {n},{n}\n" for n in range(2)), encoding="utf-8")
+    output = run(home, "import", str(source), "--name", "a").stdout
+    assert "not used  stars 2\n" in output
+    assert "note      2 groups cannot fill 3 parts: all are in train\n" in output
+
+
+def test_every_printing_command_speaks_json(home: Path) -> None:
+    imported = json.loads(run(home, "import", SUPPORT, "--name", "support", "--json").stdout)
+    assert json.loads(run(home, "show", "support", "--json").stdout) == imported
+    assert json.loads(run(home, "list", "--json").stdout) == [imported]
+    assert len(json.loads(run(home, "preview", "support", "-n", "2", "--json").stdout)) == 2
+    assert len(json.loads(run(home, "ledger", "support", "--json").stdout)) == 12
+    assert json.loads(run(home, "ledger", "support", "--fate", "rejected", "--json").stdout) == []
+    assert json.loads(run(home, "rm", "support", "--yes", "--json").stdout) == {"removed": imported["id"]}
+
+
+def test_list_show_preview_and_ledger_print_for_a_reader(home: Path) -> None:
+    assert "no datasets yet" in run(home, "list").stderr
+    run(home, "import", str(EXAMPLES / "texts.jsonl"), "--name", "tickets")
+    run(home, "import", SUPPORT, "--name", "support", "--exact")
+    assert "tickets" in run(home, "list").stdout
+    shown = run(home, "show", "support").stdout
+    assert "answer characters  mean 1" in shown
+    assert f"source             {SUPPORT}\n" in shown
+    preview = run(home, "preview", "support", "-n", "1").stdout
+    assert "  user: My order 20417 still says 'packing' after three days. Is something wrong?\n" in preview
+    assert "  text: ticket: " in run(home, "preview", "tickets", "-n", "1").stdout
+    assert "kept" in run(home, "ledger", "support").stdout
+
+
+def test_prepare_writes_the_folder_and_may_import_it(home: Path, tmp_path: Path) -> None:
+    interactions, output = str(EXAMPLES / "interactions.jsonl"), str(tmp_path / "prepared")
+    metadata = json.loads(run(home, "prepare", interactions, "--output", output, "--json").stdout)
+    assert metadata["total_examples"] == 8
+    assert not home.exists()
+    result = run(home, "prepare", interactions, "--output", output, "--name", "agents", "--force")
+    assert f"folder       {output}\n" in result.stdout
+    assert "train.jsonl  6 examples\n" in result.stdout
+    assert result.stderr == "next: lorasmith train --model starter --data agents\n"
+    assert "agents" in run(home, "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            ["--format", "alpacca"],
+            "--format must be auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification or "
+            "summarization, got 'alpacca'; did you mean 'alpaca'?",
+        ),
+        (["--split", "80/10/5"], "--split must be three shares that add up to 100, with some for train, got '80/10/5'"),
+        (["--split", "80/20"], "--split must be three shares that add up to 100, with some for train, got '80/20'"),
+        (["--split", "0/50/50"], "--split must be three shares that add up to 100, with some for train, got '0/50/50'"),
+        (["--split", "a/b/c"], "--split must be three shares that add up to 100, with some for train, got 'a/b/c'"),
+        (["--split", "nan/1/1"], "--split must be three shares that add up to 100, with some for train, got 'nan/1/1'"),
+        (["--max-rejected", "5"], "--max-rejected must be a share from 0 to 1, got 5"),
+    ],
+)
+def test_wrong_options_of_an_import_are_refused(home: Path, option: list[str], message: str) -> None:
+    error = error_of(home, "import", SUPPORT, "--name", "support", *option)
+    assert isinstance(error, InvalidSpec)
+    assert error.message == message
+
+
+def test_wrong_names_parts_and_fates_are_refused(home: Path) -> None:
+    assert error_of(home, "import", SUPPORT, "--name", "../support").message == (
+        "--name must be 1 to 64 letters, digits, dots, dashes or underscores, and begin with a letter or digit, "
+        "got '../support'"
+    )
+    run(home, "import", SUPPORT, "--name", "support")
+    assert error_of(home, "preview", "support", "--part", "trian").message == (
+        "--part must be train, val or test, got 'trian'; did you mean 'train'?"
+    )
+    assert error_of(home, "ledger", "support", "--fate", "reject").message == (
+        "--fate must be kept, exact_duplicate, rejected, got 'reject'; did you mean 'rejected'?"
+    )
+    error = error_of(home, "show", "suport")
+    assert isinstance(error, NotFound)
+    assert error.message == "no dataset 'suport'; did you mean 'support'?"
+
+
+def test_removing_asks_before_it_removes(home: Path) -> None:
+    run(home, "import", SUPPORT, "--name", "support")
+    error = error_of(home, "rm", "support")
+    assert (error.message, error.hint) == ("removing 'support' needs --yes", "lorasmith data rm support --yes")
+    assert "support" in run(home, "list").stdout
+    run(home, "rm", "support", "--yes")
+    assert "no datasets yet" in run(home, "list").stderr
+
+
+def test_shares_may_be_fractions(home: Path) -> None:
+    imported = json.loads(
+        run(home, "import", SUPPORT, "--name", "support", "--split", "0.5/0.25/0.25", "--exact", "--json").stdout
+    )
+    assert imported["part_sizes"] == {"train": 6, "val": 3, "test": 3}
+
+
+def test_data_cannot_steer_the_terminal() -> None:
+    assert visible("a\x1b[31mb\u202ec\nd\té") == "a\\x1b[31mb\\u202ec\nd\té"
+
+
+def test_the_commands_load_no_heavy_library() -> None:
+    heavy = "{'torch', 'transformers', 'pandas', 'numpy', 'sqlalchemy', 'pydantic'}"
+    code = f"import sys, lorasmith.cli.data; print(sorted({heavy} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert loaded.stdout.strip() == "[]"

@@ -1,0 +1,197 @@
+"""Rows with their numbers and lines, and one clear error for each way in which a file can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorasmith.errors import InvalidData, NotFound
+from lorasmith.services.data_reading import read_rows
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def rows_of(path: Path) -> list[tuple[int, int, dict[str, object]]]:
+    return [(row.number, row.line, row.values) for row in read_rows(path)]
+
+
+def error_of(path: Path) -> InvalidData:
+    with pytest.raises(InvalidData) as caught:
+        list(read_rows(path))
+    assert caught.value.hint
+    return caught.value
+
+
+def test_json_lines_count_rows_without_blank_lines_and_lines_with_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"text": "one"}\n\n{"text": "two"}\r\n')
+    assert rows_of(path) == [(1, 1, {"text": "one"}), (2, 3, {"text": "two"})]
+
+
+def test_a_line_separator_inside_a_string_does_not_cut_the_row(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"text": "one\u2028two\u0085three"}\n')
+    assert rows_of(path) == [(1, 1, {"text": "one\u2028two\u0085three"})]
+
+
+def test_a_json_array_tells_the_line_on_which_each_row_begins(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.json", '[\n  {"text": "one"},\n  {\n    "text": "two"\n  }, {"text": "three"}\n]\n')
+    assert [(number, line) for number, line, _ in rows_of(path)] == [(1, 2), (2, 3), (3, 5)]
+
+
+def test_an_object_with_a_single_list_is_unwrapped(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.json", '{"version": {"rows": [1]},\n "rows": [{"text": "[one]"},\n {"text": "two"}]}')
+    assert rows_of(path) == [(1, 2, {"text": "[one]"}), (2, 3, {"text": "two"})]
+
+
+def test_a_single_conversation_is_one_row(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.json", '{"messages": [{"role": "user", "content": "hi"}]}')
+    assert rows_of(path) == [(1, 1, {"messages": [{"role": "user", "content": "hi"}]})]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson", "a.csv"])
+def test_the_content_decides_between_json_and_json_lines(tmp_path: Path, name: str) -> None:
+    lines = write(tmp_path, name, '{"text": "one"}\n{"text": "two"}\n')
+    assert [values for _, _, values in rows_of(lines)] == [{"text": "one"}, {"text": "two"}]
+    array = write(tmp_path, name, '[{"text": "one"},\n {"text": "two"}]')
+    assert [values for _, _, values in rows_of(array)] == [{"text": "one"}, {"text": "two"}]
+
+
+def test_csv_rows_span_lines_and_keep_quotes_commas_and_blanks(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", 'input,output\r\n"a\nb","say ""hi"", ok"\r\n\r\n c ,d\r\n')
+    assert rows_of(path) == [
+        (1, 2, {"input": "a\nb", "output": 'say "hi", ok'}),
+        (2, 5, {"input": " c ", "output": "d"}),
+    ]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "text,label\nfine,good\n"), ("a.json", '[{"text": "fine"}]')])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path, name: str, content: str) -> None:
+    path = write(tmp_path, name, content.encode("utf-8-sig"))
+    assert "text" in rows_of(path)[0][2]
+
+
+def test_a_csv_field_may_be_longer_than_the_limit_of_the_csv_module(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "text,summary\n" + "x" * 200_000 + ",short\n")
+    assert len(str(rows_of(path)[0][2]["text"])) == 200_000
+
+
+def test_a_column_without_a_name_gets_its_number(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", ",text\n0,fine\n")
+    assert rows_of(path)[0][2] == {"column 1": "0", "text": "fine"}
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"no file .*nothing\.jsonl"):
+        list(read_rows(tmp_path / "nothing.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "a.jsonl is empty, expected at least one row"),
+        ("a.json", " \n\n", "a.json is empty, expected at least one row"),
+        ("a.json", "[]", "a.json holds no rows, expected at least one"),
+        ("a.csv", "text,label\n", "a.csv holds no rows, expected at least one"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n' * 6 + '{"text": "b"\n{"text": "c"}\n',
+            "a.jsonl:7: broken JSON at column 13: Expecting ',' delimiter, found '{\"text\": \"b\"'; "
+            "expected one JSON object a line",
+        ),
+        (
+            "a.json",
+            '[\n{"text": "a"},\n{"text" "b"}\n]',
+            "a.json:3: broken JSON at column 9: Expecting ':' delimiter, found '{\"text\" \"b\"}'; "
+            "expected a list of objects",
+        ),
+        ("a.jsonl", '{"text": "a"}\n[1, 2]\n', "a.jsonl:2: row 2 is [1, 2], expected one JSON object a line"),
+        ("a.json", '["a"]', 'a.json:1: row 1 is "a", expected a list of objects'),
+        (
+            "a.json",
+            '{"text": "a"}',
+            "a.json holds an object without a list, expected a list of objects, or an object with a single list",
+        ),
+        (
+            "a.json",
+            '{"a": [], "b": []}',
+            "a.json holds an object with 2 lists (a, b), expected a list of objects, or an object with a single list",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "text": "b"}',
+            "a.jsonl:1: broken JSON: the key 'text' stands twice in one object; expected one JSON object a line",
+        ),
+        (
+            "a.jsonl",
+            '{"\\ud800": "a"}',
+            "a.jsonl:1: broken JSON: half of a surrogate pair in one of the keys ['\\ud800']; "
+            "expected one JSON object a line",
+        ),
+        (
+            "a.jsonl",
+            '{"text": ' + "[" * 100_000,
+            "a.jsonl:1: found JSON that is nested too deeply; expected one JSON object a line",
+        ),
+        (
+            "a.csv",
+            "input,output\nyes, please,ok\n",
+            "a.csv:2: row 1 has 3 columns, expected 2 as in the header (input, output)",
+        ),
+        (
+            "a.csv",
+            'input,output\n"a\nb",c\nd\n',
+            "a.csv:4: row 2 has 1 columns, expected 2 as in the header (input, output)",
+        ),
+        (
+            "a.csv",
+            'input,output\na,"b\nc,d\n',
+            "a.csv:2: broken CSV in the row that begins here: unexpected end of data",
+        ),
+        (
+            "a.csv",
+            "input;output\na;b\n",
+            "a.csv:1: the header is 'input;output', separated by semicolons, expected commas",
+        ),
+        ("a.csv", "input\toutput\n", "a.csv:1: the header is 'input\\toutput', separated by tabs, expected commas"),
+        ("a.csv", "text,text\na,b\n", "a.csv:1: the header names 'text' more than once, expected unique names"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": "caf\xe9"}\n',
+            "a.jsonl:2: found the byte 0xe9, which is not UTF-8, expected UTF-8 text",
+        ),
+        (
+            "a.csv",
+            "text\nfine".encode("utf-16"),
+            "a.csv:1: found the byte 0xff, which is not UTF-8, expected UTF-8 text",
+        ),
+        (
+            "a.parquet",
+            b"PAR1",
+            "a.parquet has the extension '.parquet', expected a JSON array (.json), JSON Lines (.jsonl, .ndjson) "
+            "or CSV (.csv)",
+        ),
+    ],
+)
+def test_a_damaged_file_is_refused_with_its_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    assert error_of(write(tmp_path, name, content)).message == f"{tmp_path}/{message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("a.json", "input,output\na,b\n", "if the file is CSV, name it .csv"),
+        ("a.csv", "input,output\nyes, please,ok\n", 'put quotes around a value that contains a comma: "yes, please"'),
+        ("a.csv", "input,output\nyes\n", "an empty value still needs its comma"),
+        ("a.xlsx", b"PK", "save the sheet as CSV UTF-8"),
+    ],
+)
+def test_the_hint_names_the_way_out(tmp_path: Path, name: str, content: str | bytes, hint: str) -> None:
+    assert error_of(write(tmp_path, name, content)).hint == hint
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert error_of(tmp_path).message.startswith(f"{tmp_path} is a folder, expected a file: a JSON array (.json)")
