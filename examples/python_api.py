@@ -14,7 +14,8 @@ from lorasmith import (
 
 folder = Path(mkdtemp())
 dataset = [
-    {"instruction": f"Which number follows {number}?", "output": f"{number + 1} follows {number}."} for number in range(40)
+    {"instruction": f"Which number follows {number}?", "output": f"{number + 1} follows {number}."}
+    for number in range(40)
 ]
 
 config = LoRAConfig(r=8, alpha=32, dropout=0.1, target_modules=["q_proj", "v_proj", "k_proj", "o_proj"])

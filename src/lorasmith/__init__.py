@@ -1,4 +1,4 @@
-"""lorasmith: train, measure, export and talk to LoRA adapters. Names are loaded when first used; importing loads no torch."""
+"""Train, measure, export and talk to LoRA adapters. Names are loaded when first used; importing loads no torch."""
 
 from __future__ import annotations
 

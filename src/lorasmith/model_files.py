@@ -30,7 +30,9 @@ def check_model_folder(folder: Path) -> None:
     if index.is_file():
         missing = {name for name in read_json(index)["weight_map"].values() if not (folder / name).is_file()}
         if missing:
-            raise InvalidModel(f"{folder} lacks {sorted(missing)[0]}, which its index names", hint="was the download complete?")
+            raise InvalidModel(
+                f"{folder} lacks {sorted(missing)[0]}, which its index names", hint="was the download complete?"
+            )
     for path in weights:
         safetensors_header(path)
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
@@ -47,7 +49,9 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         if size < 8 or length > size - 8:
-            raise InvalidModel(f"{path} is damaged: {size} bytes, its header says more", hint="copy or download it again")
+            raise InvalidModel(
+                f"{path} is damaged: {size} bytes, its header says more", hint="copy or download it again"
+            )
         try:
             header: dict[str, Any] = json.loads(handle.read(length))
         except ValueError as error:

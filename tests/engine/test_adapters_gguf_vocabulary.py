@@ -19,19 +19,28 @@ from lorasmith.engine.adapters.gguf_vocabulary import LLAMA3_PATTERN, QWEN2_PATT
 from lorasmith.errors import InvalidModel
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-WORDS = (
-    "the of and to in is you that it was for on are with as I'll don't WE'RE he's they've price orders shipped "
-    "Größe naïve café straße Москва привет 你好 世界 こんにちは 안녕하세요 مرحبا שלום नमस्ते ไทย é ﬁ ½ ² Ⅷ ٣٤ "
-    "123 4567 89012 3.14 1,000,000 x=1; foo_bar() == {\"a\": [1, 2]} </s> <div> http://a.b/c?d=e #hash @user $9.99 "
-    "<tool> — … “quoted” ‘single’ 😀 👩‍👩‍👧 🇩🇪 ∑∫ → \u00a0 \u200b \u3000 \x01 \ufeff '' 's 'S 'll --- *** !!! ?!"
-).split(" ")
+WORDS = ["the", "of", "and", "to", "in", "is", "you", "that", "it", "was", "for", "on", "are", "with", "as", "I'll", "don't", "WE'RE", "he's", "they've", "price", "orders", "shipped", "Größe", "naïve", "café", "straße", "Москва", "привет", "你好", "世界", "こんにちは", "안녕하세요", "مرحبا", "שלום", "नमस्ते", "ไทย", "é", "ﬁ", "½", "²", "Ⅷ", "٣٤", "123", "4567", "89012", "3.14", "1,000,000", "x=1;", "foo_bar()", "==", '{"a":', "[1,", "2]}", "</s>", "<div>", "http://a.b/c?d=e", "#hash", "@user", "$9.99", "<tool>", "—", "…", "“quoted”", "‘single’", "😀", "👩\u200d👩\u200d👧", "🇩🇪", "∑∫", "→", "\xa0", "\u200b", "\u3000", "\x01", "\ufeff", "''", "'s", "'S", "'ll", "---", "***", "!!!", "?!"]
 GAPS = [" ", " ", " ", "  ", "   ", "\n", "\n\n", " \n ", "\t", "\r\n", "", "\u00a0", "        "]
 
 
 def texts(count: int = 400) -> list[str]:
     """Varied strings, the same each time."""
     dice = random.Random(0)
-    whitespace = ["", " ", "  ", "   x", "x   ", "\n", "\n\n\nx", " \n \n x", "\t\tx", "x \n", "a\u00a0b", "\u3000", "x\r\n\r\ny"]
+    whitespace = [
+        "",
+        " ",
+        "  ",
+        "   x",
+        "x   ",
+        "\n",
+        "\n\n\nx",
+        " \n \n x",
+        "\t\tx",
+        "x \n",
+        "a\u00a0b",
+        "\u3000",
+        "x\r\n\r\ny",
+    ]
     drawn = [
         "".join(dice.choice(WORDS) + dice.choice(GAPS) for _ in range(dice.randint(1, 12))) for _ in range(count // 2)
     ]
@@ -232,7 +241,9 @@ def test_sentencepiece_text_with_another_space_rule_is_refused() -> None:
     tokenizer = sentencepiece()
     tokenizer.normalizer = None
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    with pytest.raises(InvalidModel, match="its normalizer is null with pre-tokenizer .*Metaspace.*; supported: a leading ▁"):
+    with pytest.raises(
+        InvalidModel, match="its normalizer is null with pre-tokenizer .*Metaspace.*; supported: a leading ▁"
+    ):
         read_vocabulary(fast(tokenizer, bos_token="<s>", eos_token="</s>"), 2000)
 
 

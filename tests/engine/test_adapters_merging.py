@@ -72,7 +72,9 @@ def test_merged_model_answers_as_the_unmerged_peft_model(kind: str, tmp_path: Pa
     folder = save_adapter(tmp_path, KINDS[kind])
     unmerged = logits(load_adapter(tiny_llama(), folder))
     assert (unmerged - logits(tiny_llama())).abs().max() > 0.1
-    torch.testing.assert_close(logits(merge(tiny_llama(), folder)), unmerged, atol=1e-5, rtol=0)  # float32, logits near 3
+    torch.testing.assert_close(
+        logits(merge(tiny_llama(), folder)), unmerged, atol=1e-5, rtol=0
+    )  # float32, logits near 3
 
 
 def test_each_merged_weight_is_the_base_plus_scale_times_b_a(tmp_path: Path) -> None:

@@ -56,7 +56,10 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(file.text for file in files if not file.held_out)
         pretrain(files, tokenizer, tokens=options.tokens, folder=model_folder, seed=SEED)
-    facts = measure(files, model_folder) | {"minutes": round((time.perf_counter() - began) / 60), "tokens": options.tokens}
+    facts = measure(files, model_folder) | {
+        "minutes": round((time.perf_counter() - began) / 60),
+        "tokens": options.tokens,
+    }
     (model_folder / "README.md").write_text(card(facts, counts, dropped), encoding="utf-8")
     (model_folder / MANIFEST).unlink(missing_ok=True)
     seal(model_folder)

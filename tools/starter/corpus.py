@@ -19,7 +19,15 @@ HELD_OUT_ONE_IN = 8
 
 # Not prose or program: generated tables, tests, vendored wheels. `encodings` alone is 1.4 MB of codec tables.
 EXCLUDED_FOLDERS = {
-    "site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "lib-dynload", "__pycache__", "_bundled",
+    "site-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "lib-dynload",
+    "__pycache__",
+    "_bundled",
     "ensurepip",
 }
 EXCLUDED_PREFIXES = ("_sysconfigdata", "config-", "__phello__")

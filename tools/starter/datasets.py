@@ -16,7 +16,10 @@ from tools.starter.tasks import SIGNATURE_INSTRUCTION, functions, interaction_ro
 
 Row = dict[str, Any]
 
-MAX_ROWS = {"signatures": {"train": 4000, "val": 250, "test": 500}, "interactions": {"train": 1600, "val": 150, "test": 150}}
+MAX_ROWS = {
+    "signatures": {"train": 4000, "val": 250, "test": 500},
+    "interactions": {"train": 1600, "val": 150, "test": 150},
+}
 VAL_ONE_IN = 12
 
 
@@ -76,7 +79,9 @@ def drop_leaked(rows: dict[str, dict[str, list[Row]]], pretraining: list[str]) -
     whole_text = "\n".join(normalised(text) for text in pretraining)
     dropped: dict[str, int] = {}
     for name, parts in rows.items():
-        clean = [row for row in parts["test"] if not shares_ngram(row_text(row), grams) and essence(row) not in whole_text]
+        clean = [
+            row for row in parts["test"] if not shares_ngram(row_text(row), grams) and essence(row) not in whole_text
+        ]
         dropped[name] = len(parts["test"]) - len(clean)
         parts["test"] = clean
     return dropped

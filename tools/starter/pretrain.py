@@ -95,7 +95,9 @@ def optimizers(model: LlamaForCausalLM, peak: float) -> list[torch.optim.Optimiz
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, encoded: list[list[int]], max_tokens: int | None = None) -> tuple[float, int]:
+def held_out_loss(
+    model: LlamaForCausalLM, encoded: list[list[int]], max_tokens: int | None = None
+) -> tuple[float, int]:
     """Mean loss in nats and the number of predicted tokens, over disjoint windows of the full context."""
     total, count = 0.0, 0
     for ids in encoded:
@@ -166,7 +168,12 @@ def pretrain(
             step += 1
             if step % 50 == 0:
                 seconds = time.perf_counter() - began
-                line = {"step": step, "tokens": spent, "loss": round(loss.item(), 4), "tokens_per_s": round(spent / seconds)}
+                line = {
+                    "step": step,
+                    "tokens": spent,
+                    "loss": round(loss.item(), 4),
+                    "tokens_per_s": round(spent / seconds),
+                }
                 print(json.dumps(line), flush=True)
             if spent / tokens >= next_save:
                 next_save += 0.1

@@ -14,7 +14,9 @@ app = typer.Typer(help="Trained adapters", no_args_is_help=True)
 export_app = typer.Typer(help="Write an adapter for other programs", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
-Output = Annotated[str | None, typer.Option("--output", "-o", help="Where to write; default exports/ in the home folder")]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", help="Where to write; default exports/ in the home folder")
+]
 
 
 @app.command("list")
@@ -30,7 +32,16 @@ def list_adapters(context: typer.Context, as_json: AsJson = False) -> None:
     for adapter in found:
         loss = adapter.metrics.get("validation_loss")
         shown = "" if loss is None else f"{loss:.3f}"
-        rows.append([adapter.name, adapter.base_model, adapter.dataset, adapter.lora_config["rank"], shown, size(adapter.size_bytes)])
+        rows.append(
+            [
+                adapter.name,
+                adapter.base_model,
+                adapter.dataset,
+                adapter.lora_config["rank"],
+                shown,
+                size(adapter.size_bytes),
+            ]
+        )
     print_table(["name", "base", "data", "rank", "validation loss", "size"], rows)
 
 

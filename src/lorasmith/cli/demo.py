@@ -21,7 +21,9 @@ def demo(context: typer.Context) -> None:
     began = time.perf_counter()
     workbench = open_workbench(context)
     out = console_out()
-    out.print(f"The model {MODEL} learns to describe Python function headers as JSON (dataset {DATASET}).", markup=False)
+    out.print(
+        f"The model {MODEL} learns to describe Python function headers as JSON (dataset {DATASET}).", markup=False
+    )
     shown = run_demo(workbench, JobView)
     out.print()
     show_evaluation(workbench, shown.evaluation)

@@ -57,9 +57,8 @@ def evaluate(
 def show_evaluation(workbench: Workbench, evaluation: Evaluation) -> None:
     """The before/after table, the differences with their intervals, and where the report is."""
     names = [condition.name for condition in evaluation.conditions]
-    metrics = [metric for metric in evaluation.conditions[-1].metrics]
     rows = []
-    for metric in metrics:
+    for metric in evaluation.conditions[-1].metrics:
         rows.append([metric, *(shown(metric, condition.metrics.get(metric)) for condition in evaluation.conditions)])
     perplexities = [condition.perplexity for condition in evaluation.conditions]
     rows.append(["perplexity", *("" if value is None else f"{value:.2f}" for value in perplexities)])
@@ -70,7 +69,9 @@ def show_evaluation(workbench: Workbench, evaluation: Evaluation) -> None:
     print_table(["", *names], rows, title=title)
     for comparison in evaluation.comparisons:
         change = shown(comparison.metric, comparison.difference, signed=True)
-        console_out().print(f"{comparison.metric}: {comparison.treatment} − {comparison.baseline} = {change}", markup=False)
+        console_out().print(
+            f"{comparison.metric}: {comparison.treatment} − {comparison.baseline} = {change}", markup=False
+        )
     hint(f"peak memory {size(evaluation.peak_memory_bytes)}")
     console_out().print(f"report: {workbench.path(evaluation.folder) / 'report.html'}", markup=False, soft_wrap=True)
 

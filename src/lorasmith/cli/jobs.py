@@ -25,7 +25,10 @@ def list_jobs(context: typer.Context, as_json: AsJson = False) -> None:
         return
     print_table(
         ["job", "kind", "name", "status", "reason", "created"],
-        [[job.id, job.kind, job.name, job.status, job.reason or "", f"{job.created_at:%Y-%m-%d %H:%M}"] for job in found],
+        [
+            [job.id, job.kind, job.name, job.status, job.reason or "", f"{job.created_at:%Y-%m-%d %H:%M}"]
+            for job in found
+        ],
     )
 
 

@@ -25,7 +25,9 @@ def test(
     prompt: Annotated[str, typer.Argument(help="What to ask")],
     base: Annotated[bool, typer.Option("--base", help="The first argument names a base model")] = False,
     system: System = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as plain text, without the chat template")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as plain text, without the chat template")
+    ] = False,
     max_new_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling")] = 0,

@@ -14,7 +14,9 @@ from lorasmith.cli.watching import JobView
 
 def train(
     context: typer.Context,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="starter, a folder, a hub id or a registered name")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="starter, a folder, a hub id or a registered name")
+    ] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="Name of a dataset, or a file to import")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new adapter")] = None,
     preset: Annotated[
@@ -25,7 +27,9 @@ def train(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Override a field, for example lora.rank=16; repeatable")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the run with every default filled in, and stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the run with every default filled in, and stop")
+    ] = False,
     resume: Annotated[str | None, typer.Option(metavar="JOB", help="Go on with a stopped job")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the adapter as JSON")] = False,
 ) -> None:

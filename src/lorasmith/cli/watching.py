@@ -38,7 +38,12 @@ class JobView:
         if sys.stderr.isatty():
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-            columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[facts]}")
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                TextColumn("{task.fields[facts]}"),
+            )
             self.progress = Progress(*columns, console=self.console, transient=True)
             self.progress.start()
             self.task = self.progress.add_task(self.title, total=None, facts="starting")
@@ -55,12 +60,16 @@ class JobView:
         if event.type == "phase":
             self.show(PHASES.get(data["name"], data["name"].replace("_", " ")), important=self.progress is None)
         elif event.type == "step":
-            self.show(self.step_facts(data), data["step"], data["total_steps"], important=data["step"] == data["total_steps"])
+            self.show(
+                self.step_facts(data), data["step"], data["total_steps"], important=data["step"] == data["total_steps"]
+            )
         elif event.type == "evaluation":
             self.validation_loss = data["loss"]
         elif event.type == "progress":
             last = data["done"] == data["total"]
-            self.show(f"{data['condition']}: {data['done']} of {data['total']}", data["done"], data["total"], important=last)
+            self.show(
+                f"{data['condition']}: {data['done']} of {data['total']}", data["done"], data["total"], important=last
+            )
         elif event.type in ("note", "warning"):
             self.print(f"{event.type}: {data['text']}")
         elif event.type == "resumed":
@@ -75,7 +84,9 @@ class JobView:
             f"{data['tokens_per_s']:,.0f} tokens/s · {duration(data['eta_s'])} left"
         )
 
-    def show(self, facts: str, done: float | None = None, total: float | None = None, *, important: bool = False) -> None:
+    def show(
+        self, facts: str, done: float | None = None, total: float | None = None, *, important: bool = False
+    ) -> None:
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=done, total=total, facts=facts)
         elif important or time.monotonic() - self.last_line_at >= LINE_EVERY_S:

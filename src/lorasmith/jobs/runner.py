@@ -52,7 +52,9 @@ def spawn(folder: Path, *, stdin: int, stdout: int, stderr: int) -> subprocess.P
     )
 
 
-def follow(folder: Path, process: subprocess.Popen[bytes], reader: EventReader, watch: Callable[[Event], None]) -> dict[str, object]:
+def follow(
+    folder: Path, process: subprocess.Popen[bytes], reader: EventReader, watch: Callable[[Event], None]
+) -> dict[str, object]:
     """Show each event until the engine ends, then return `result.json`.
 
     The first Ctrl-C asks the engine to save and stop; the second kills it. Raises `Interrupted` when it has stopped
@@ -84,7 +86,9 @@ def outcome(folder: Path, returncode: int) -> dict[str, object]:
         return result
     error = read_error(folder)
     if error is None:
-        how = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with status {returncode}"
+        how = (
+            f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with status {returncode}"
+        )
         tail = log_tail(folder)
         raise JobFailed(
             f"the engine process {how}" + (f"; its last lines:\n{tail}" if tail else ""),

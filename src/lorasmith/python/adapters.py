@@ -81,7 +81,9 @@ def check_fit(folder: Path, base_model: PreTrainedModel) -> None:
     """Each adapter tensor needs a linear layer of its shape in the base."""
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file() or not (folder / "adapter_config.json").is_file():
-        raise InvalidModel(f"{folder} is not a PEFT adapter: adapter_config.json or adapter_model.safetensors is missing")
+        raise InvalidModel(
+            f"{folder} is not a PEFT adapter: adapter_config.json or adapter_model.safetensors is missing"
+        )
     modules = dict(base_model.named_modules())
     with safe_open(weights, framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118  safe_open is no mapping
@@ -106,5 +108,3 @@ def apply_lora_adapter(base_model: PreTrainedModel, adapter: LoRAAdapter) -> Pef
     model = get_peft_model(base_model, config.to_peft_config())
     assert isinstance(model, PeftModel)
     return model
-
-

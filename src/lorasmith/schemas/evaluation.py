@@ -23,7 +23,9 @@ class EvaluationSpec(BaseModel):
     data: str
     part: Part = "test"
     limit: int | None = Field(None, ge=1, description="At most this many examples, the first by id.")
-    shots: int = Field(3, ge=0, le=16, description="Also measure the base with this many training examples in its prompt.")
+    shots: int = Field(
+        3, ge=0, le=16, description="Also measure the base with this many training examples in its prompt."
+    )
     max_new_tokens: int = Field(160, ge=1)
     batch_size: int = Field(64, ge=1)
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples.")

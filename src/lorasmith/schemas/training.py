@@ -31,7 +31,10 @@ class TrainingSettings(BaseModel):
 
     learning_rate: float = Field(2e-4, gt=0, description="Peak AdamW learning rate, after warm-up.")
     batch_size: int = Field(
-        4, ge=1, description="Rows per micro-batch.", validation_alias=AliasChoices("batch_size", "per_device_train_batch_size")
+        4,
+        ge=1,
+        description="Rows per micro-batch.",
+        validation_alias=AliasChoices("batch_size", "per_device_train_batch_size"),
     )
     gradient_accumulation_steps: int = Field(4, ge=1, description="Micro-batches per optimizer step.")
     num_epochs: float = Field(3, gt=0, validation_alias=AliasChoices("num_epochs", "num_train_epochs", "epochs"))
@@ -42,9 +45,12 @@ class TrainingSettings(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0)
     max_seq_length: int = Field(2048, ge=8, description="Tokens; never more than the model's context.")
     too_long: Literal["error", "cut", "drop"] = Field(
-        "error", description="What happens to a row above max_seq_length: refuse to start, cut its end, or leave it out."
+        "error",
+        description="What happens to a row above max_seq_length: refuse to start, cut its end, or leave it out.",
     )
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 where the CPU multiplies it natively.")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 where the CPU multiplies it natively."
+    )
     seed: int = Field(0, ge=0)
     log_every: int = Field(5, ge=1, description="Optimizer steps between log lines.")
     eval_every: int = Field(50, ge=1, description="Optimizer steps between validation losses; fewer in a short run.")
@@ -70,25 +76,43 @@ class TrainingSpec(BaseModel):
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
         "lora": {"rank": 8, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "v_proj"]},
-        "training": {"learning_rate": 3e-4, "batch_size": 8, "gradient_accumulation_steps": 1, "num_epochs": 1, "warmup_steps": 50},
+        "training": {
+            "learning_rate": 3e-4,
+            "batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "num_epochs": 1,
+            "warmup_steps": 50,
+        },
     },
     "balanced": {
         "lora": {"rank": 32, "alpha": 64, "dropout": 0.05, "target_modules": "attention"},
         "training": {
-            "learning_rate": 2e-4, "batch_size": 4, "gradient_accumulation_steps": 4, "num_epochs": 3, "warmup_steps": 100,
+            "learning_rate": 2e-4,
+            "batch_size": 4,
+            "gradient_accumulation_steps": 4,
+            "num_epochs": 3,
+            "warmup_steps": 100,
         },
     },
     "high_quality": {
         "lora": {"rank": 128, "alpha": 256, "dropout": 0.1, "target_modules": "all"},
         "training": {
-            "learning_rate": 1e-4, "batch_size": 2, "gradient_accumulation_steps": 8, "num_epochs": 5, "warmup_steps": 200,
+            "learning_rate": 1e-4,
+            "batch_size": 2,
+            "gradient_accumulation_steps": 8,
+            "num_epochs": 5,
+            "warmup_steps": 200,
             "weight_decay": 0.01,
         },
     },
     "cpu": {
         "lora": {"rank": 8, "alpha": 32, "dropout": 0.1, "target_modules": "attention"},
         "training": {
-            "learning_rate": 2e-4, "batch_size": 2, "gradient_accumulation_steps": 8, "num_epochs": 3, "weight_decay": 0.01,
+            "learning_rate": 2e-4,
+            "batch_size": 2,
+            "gradient_accumulation_steps": 8,
+            "num_epochs": 3,
+            "weight_decay": 0.01,
             "max_seq_length": 2048,
         },
     },
@@ -104,7 +128,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
         "lora": {"rank": 32, "alpha": 64, "dropout": 0.0, "target_modules": "all"},
         "training": {
-            "learning_rate": 4e-3, "batch_size": 32, "gradient_accumulation_steps": 1, "num_epochs": 3, "warmup_steps": 20,
+            "learning_rate": 4e-3,
+            "batch_size": 32,
+            "gradient_accumulation_steps": 1,
+            "num_epochs": 3,
+            "warmup_steps": 20,
             "max_seq_length": 512,
         },
     },

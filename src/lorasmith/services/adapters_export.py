@@ -16,7 +16,9 @@ def export_adapter(workbench: Workbench, spec: ExportSpec, watch: Watch) -> Expo
     """Write `spec.output`, by default below `exports/` of the home folder. Raises `Conflict` when it exists."""
     adapter = verify_adapter(workbench, spec.adapter)
     suffix = f"-{spec.quantization}.gguf" if spec.kind == "gguf" else "-merged"
-    output = Path(spec.output).expanduser().resolve() if spec.output else workbench.path(f"exports/{adapter.name}{suffix}")
+    output = (
+        Path(spec.output).expanduser().resolve() if spec.output else workbench.path(f"exports/{adapter.name}{suffix}")
+    )
     if output.exists():
         raise Conflict(f"{output} exists already", hint="give another --output, or remove it first")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +29,5 @@ def export_adapter(workbench: Workbench, spec: ExportSpec, watch: Watch) -> Expo
         adapter_name=adapter.name,
         output=str(output),
     )
-    job = create_job(
-        workbench, JobKind.EXPORT, f"{adapter.name} {spec.kind}", spec.model_dump(), inputs.model_dump()
-    )
+    job = create_job(workbench, JobKind.EXPORT, f"{adapter.name} {spec.kind}", spec.model_dump(), inputs.model_dump())
     return ExportResult.model_validate(run_in_foreground(workbench, job, watch).result)

@@ -46,7 +46,9 @@ def processor() -> Finding:
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
     words = set(flags.read_text().split()) if flags.exists() else set()
     found = [flag for flag in known if flag in words]
-    return Finding("processor", "ok", f"{len(os.sched_getaffinity(0))} cores, {' '.join(found) or platform.processor()}")
+    return Finding(
+        "processor", "ok", f"{len(os.sched_getaffinity(0))} cores, {' '.join(found) or platform.processor()}"
+    )
 
 
 def packages() -> list[Finding]:
@@ -66,7 +68,9 @@ def starter() -> Finding:
         verify_manifest(starter_model())
     except LorasmithError as error:
         return Finding("starter model", "broken", error.message, "install lorasmith again")
-    return Finding("starter model", "ok", f"{facts.parameters / 1e6:.1f} M parameters, {facts.context_tokens} tokens of context")
+    return Finding(
+        "starter model", "ok", f"{facts.parameters / 1e6:.1f} M parameters, {facts.context_tokens} tokens of context"
+    )
 
 
 def starter_data() -> list[Finding]:
@@ -81,8 +85,12 @@ def starter_data() -> list[Finding]:
 def home_folder(home: Path) -> Finding:
     parent = existing_parent(home)
     if not os.access(parent, os.W_OK):
-        return Finding("home", "broken", f"{parent} cannot be written", "choose another folder with --home or LORASMITH_HOME")
+        return Finding(
+            "home", "broken", f"{parent} cannot be written", "choose another folder with --home or LORASMITH_HOME"
+        )
     free = shutil.disk_usage(parent).free
     if free < NEEDED_FREE_BYTES:
-        return Finding("home", "broken", f"{home}: {free / 1e9:.1f} GB free", "free some space, or choose another --home")
+        return Finding(
+            "home", "broken", f"{home}: {free / 1e9:.1f} GB free", "free some space, or choose another --home"
+        )
     return Finding("home", "ok", f"{home}, {free / 1e9:.0f} GB free")

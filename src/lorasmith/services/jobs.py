@@ -113,5 +113,3 @@ def resumable(job: Job) -> Job:
     if job.status not in ENDED:
         raise Conflict(f"{job.id} is {job.status}, process {job.pid} runs it")
     return job
-
-

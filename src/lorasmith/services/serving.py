@@ -62,4 +62,3 @@ class Conversation:
         if self.process.stdin is not None:
             self.process.stdin.close()
         self.process.wait(timeout=30)
-

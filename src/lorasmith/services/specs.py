@@ -20,7 +20,9 @@ def parse_spec(kind: type[Spec], values: dict[str, Any]) -> Spec:
         return kind.model_validate(values)
     except ValidationError as error:
         problems = [describe(kind, problem) for problem in error.errors()]
-        raise InvalidSpec("; ".join(problems), hint="`lorasmith train --help` and docs/reference/training.md list the fields") from error
+        raise InvalidSpec(
+            "; ".join(problems), hint="`lorasmith train --help` and docs/reference/training.md list the fields"
+        ) from error
 
 
 def describe(kind: type[BaseModel], problem: Any) -> str:

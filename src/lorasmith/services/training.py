@@ -23,10 +23,16 @@ def build_spec(
 ) -> TrainingSpec:
     """Preset, then the YAML file, then flags, then `--set`: later ones win."""
     file_values = read_yaml(config) if config else {}
-    given = merge(file_values, {key: value for key, value in flags.items() if value is not None}, parse_assignments(assignments or []))
+    given = merge(
+        file_values,
+        {key: value for key, value in flags.items() if value is not None},
+        parse_assignments(assignments or []),
+    )
     preset = given.get("preset", "balanced")
     if preset not in PRESETS:
-        raise InvalidSpec(f"no preset {preset!r}{did_you_mean(str(preset), PRESETS)}", hint=f"presets: {', '.join(PRESETS)}")
+        raise InvalidSpec(
+            f"no preset {preset!r}{did_you_mean(str(preset), PRESETS)}", hint=f"presets: {', '.join(PRESETS)}"
+        )
     for name in ("model", "data"):
         if not given.get(name):
             raise InvalidSpec(f"{name} is missing", hint=f"give --{name}, or `{name}:` in the config file")

@@ -85,9 +85,7 @@ def render_part(
     return RenderedPart(kept, cut=len(long) if too_long == "cut" else 0, dropped=len(rendered) - len(kept))
 
 
-def check_prompts(
-    tokenizer: PreTrainedTokenizerBase, examples: list[Example], rendered: list[RenderedExample]
-) -> None:
+def check_prompts(tokenizer: PreTrainedTokenizerBase, examples: list[Example], rendered: list[RenderedExample]) -> None:
     """What a server would feed before the last answer must be the ids that training saw there."""
     for example, row in zip(examples, rendered, strict=False):
         if example.messages is None:

@@ -31,9 +31,29 @@ class LoRATargetModules(StrEnum):
 
 # Last parts of module names, over the families that transformers ships.
 ATTENTION_NAMES = {
-    "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "dense", "query_key_value", "c_attn", "Wqkv", "wo",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "out_proj",
+    "qkv_proj",
+    "dense",
+    "query_key_value",
+    "c_attn",
+    "Wqkv",
+    "wo",
 }
-MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc", "dense_h_to_4h", "dense_4h_to_h"}
+MLP_NAMES = {
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "gate_up_proj",
+    "fc1",
+    "fc2",
+    "c_fc",
+    "dense_h_to_4h",
+    "dense_4h_to_h",
+}
 
 
 @dataclass
@@ -95,13 +115,21 @@ def resolve_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> l
     from torch import nn
 
     head = model.get_output_embeddings()
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
     if isinstance(wanted, str):
         roles = {"attention": linear & ATTENTION_NAMES, "mlp": linear & MLP_NAMES, "all": linear}
         if wanted not in roles:
-            raise InvalidSpec(f"no target role {wanted!r}{did_you_mean(wanted, roles)}", hint="attention, mlp, all, or a list")
+            raise InvalidSpec(
+                f"no target role {wanted!r}{did_you_mean(wanted, roles)}", hint="attention, mlp, all, or a list"
+            )
         if not roles[wanted]:
-            raise InvalidSpec(f"this model has no linear layer in the role {wanted!r}", hint=f"it has: {', '.join(sorted(linear))}")
+            raise InvalidSpec(
+                f"this model has no linear layer in the role {wanted!r}", hint=f"it has: {', '.join(sorted(linear))}"
+            )
         return sorted(roles[wanted])
     missing = [name for name in wanted if name not in linear]
     if missing:

@@ -139,7 +139,9 @@ class Decoding:
         self.width = max(len(prompt) for prompt in prompts)
         self.padded = any(len(prompt) != self.width for prompt in prompts)  # an unpadded batch takes the faster kernel
         self.positioned = self.padded and "position_ids" in accepted
-        ids = torch.tensor([[pad_id] * (self.width - len(prompt)) + prompt for prompt in prompts], device=device)  # (B, T)
+        ids = torch.tensor(
+            [[pad_id] * (self.width - len(prompt)) + prompt for prompt in prompts], device=device
+        )  # (B, T)
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
         columns = torch.arange(self.width + max_new_tokens, device=device)
         self.mask = (columns >= self.width - self.lengths[:, None]).long()  # (B, T + new), zero on padding

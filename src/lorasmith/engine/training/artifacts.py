@@ -28,7 +28,12 @@ PROBES = (
 
 
 def write_adapter(
-    job: Path, order: JobOrder, training: TrainingRun, tokenizer: PreTrainedTokenizerBase, base_folder: Path, result: TrainingResult
+    job: Path,
+    order: JobOrder,
+    training: TrainingRun,
+    tokenizer: PreTrainedTokenizerBase,
+    base_folder: Path,
+    result: TrainingResult,
 ) -> None:
     """`adapter/` in the job folder: what `peft.PeftModel.from_pretrained` loads, and what people and servers check."""
     spec, inputs = TrainingSpec.model_validate(order.spec), TrainingInputs.model_validate(order.inputs)
@@ -43,7 +48,11 @@ def write_adapter(
 
 
 def passport(
-    order: JobOrder, inputs: TrainingInputs, tokenizer: PreTrainedTokenizerBase, base_folder: Path, result: TrainingResult
+    order: JobOrder,
+    inputs: TrainingInputs,
+    tokenizer: PreTrainedTokenizerBase,
+    base_folder: Path,
+    result: TrainingResult,
 ) -> dict[str, Any]:
     """Where the adapter comes from, and the token ids that every server must produce for the probe conversations."""
     template = tokenizer.chat_template
@@ -95,7 +104,11 @@ def plot_loss(path: Path, training: TrainingRun, result: TrainingResult) -> None
 
 def model_card(spec: TrainingSpec, inputs: TrainingInputs, result: TrainingResult) -> str:
     """A Hugging Face model card with what was measured and how to use it."""
-    validation = "" if result.validation_loss is None else f"| validation loss (nats per token) | {result.validation_loss:.4f} |\n"
+    validation = (
+        ""
+        if result.validation_loss is None
+        else f"| validation loss (nats per token) | {result.validation_loss:.4f} |\n"
+    )
     return f"""---
 base_model: {inputs.model_name}
 library_name: peft

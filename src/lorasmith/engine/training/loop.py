@@ -61,7 +61,11 @@ def train(run: TrainingRun, report: Reporter) -> bool:
     with SummaryWriter(str(run.job / "tb")) as board:
         while progress.step < plan.total_steps:
             rate = learning_rate(
-                progress.step, peak=settings.learning_rate, warmup=warmup, total=plan.total_steps, kind=settings.lr_scheduler
+                progress.step,
+                peak=settings.learning_rate,
+                warmup=warmup,
+                total=plan.total_steps,
+                kind=settings.lr_scheduler,
             )
             gradient_norm = optimizer_step(run, rate)
             progress.step += 1

@@ -63,7 +63,9 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     training = TrainingRun(
         job=folder,
         model=model,
-        optimizer=torch.optim.AdamW(parameters, lr=spec.training.learning_rate, weight_decay=spec.training.weight_decay),
+        optimizer=torch.optim.AdamW(
+            parameters, lr=spec.training.learning_rate, weight_decay=spec.training.weight_decay
+        ),
         loss=CompletionLoss(base, len(tokenizer)),
         plan=plan_steps(
             len(part.rows),
@@ -105,7 +107,9 @@ def decided_precision(folder: Path, spec: TrainingSpec, report: Reporter) -> Pre
         before = read_json(path)
         for key, value in now.items():
             if before[key] != value:
-                report("warning", text=f"{key} was {before[key]} and is {value}: the run is no longer exactly repeatable")
+                report(
+                    "warning", text=f"{key} was {before[key]} and is {value}: the run is no longer exactly repeatable"
+                )
         stored: Precision = before["precision"]
         return stored
     precision = choose_precision(spec.training.precision)
@@ -113,11 +117,15 @@ def decided_precision(folder: Path, spec: TrainingSpec, report: Reporter) -> Pre
     return precision
 
 
-def validation_part(inputs: TrainingInputs, tokenizer: transformers.PreTrainedTokenizerBase, stop_ids: set[int], max_tokens: int) -> RenderedPart | None:
+def validation_part(
+    inputs: TrainingInputs, tokenizer: transformers.PreTrainedTokenizerBase, stop_ids: set[int], max_tokens: int
+) -> RenderedPart | None:
     """The validation rows that fit; rows that do not are left out of this number, and counted."""
     if inputs.val_file is None:
         return None
-    return render_part(tokenizer, read_examples(Path(inputs.val_file)), stop_ids, max_tokens=max_tokens, too_long="drop")
+    return render_part(
+        tokenizer, read_examples(Path(inputs.val_file)), stop_ids, max_tokens=max_tokens, too_long="drop"
+    )
 
 
 def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart | None) -> None:

@@ -1,0 +1,359 @@
+"""Measure a base model, the base with examples in its prompt, and base + adapter, on the same held-out examples."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import shlex
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from lorasmith.engine.data.templates import choose_template
+from lorasmith.engine.evaluation.bootstrap import mean_interval, mean_intervals, paired_difference
+from lorasmith.engine.evaluation.cases import Case, FewShot, few_shot, make_cases, read_examples
+from lorasmith.engine.evaluation.metrics import METRICS, are_python, exact_match, parameter_count, parses
+from lorasmith.engine.evaluation.report import report_html
+from lorasmith.engine.evaluation.scoring import Score, perplexity, score_examples
+from lorasmith.engine.evaluation.verdict import verdict
+from lorasmith.engine.models.generation import Generated, LanguageModel, generate_greedy, unwrapped
+from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_adapter, load_model, load_tokenizer
+from lorasmith.engine.reporting import Reporter
+from lorasmith.errors import Interrupted, InvalidSpec
+from lorasmith.files import new_id, staged_folder, write_text
+from lorasmith.schemas.data import Example
+from lorasmith.schemas.evaluation import (
+    Comparison,
+    ConditionResult,
+    Evaluation,
+    EvaluationInputs,
+    EvaluationSpec,
+    ExampleRecord,
+    Interval,
+)
+from lorasmith.schemas.jobs import JobOrder
+
+EVALUATION_FOLDER = "evaluation"
+SUBGROUP = "2+ parameters"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One condition on all examples: a score each, an answer each unless the data is plain text."""
+
+    name: str
+    cases: list[Case]
+    scores: list[Score]
+    generated: list[Generated]
+    answers: list[str]
+    values: dict[str, list[float]]  # metric name -> one value per example
+    generation_s: float
+
+
+def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
+    """The finished evaluation; `evaluation.json`, `examples.jsonl` and `report.html` are in `folder/evaluation`."""
+    spec = EvaluationSpec.model_validate(order.spec)
+    inputs = EvaluationInputs.model_validate(order.inputs)
+    report("phase", name="loading")
+    model, tokenizer = load(inputs)
+    examples = sorted(read_examples(Path(inputs.examples_file)), key=lambda example: example.id)[: spec.limit]
+    if any(example.messages is not None for example in examples):
+        choose_template(tokenizer, None)
+    stop_ids = eos_token_ids(unwrapped(model), tokenizer)
+    context = context_tokens(unwrapped(model))
+    cases, left_out = make_cases(tokenizer, examples, stop_ids, context)
+    shown = shots_for(cases, spec, inputs, tokenizer, stop_ids, context)
+    names = answer_metrics(spec, cases)
+
+    conditions = [measure("base", model, tokenizer, cases, names, spec, stop_ids, report, adapted=False)]
+    if shown.cases:
+        name = f"base + {spec.shots} example{'s' if spec.shots > 1 else ''}"
+        conditions.append(measure(name, model, tokenizer, shown.cases, names, spec, stop_ids, report, adapted=False))
+    if inputs.adapter_name is not None:
+        taken = {condition.name for condition in conditions}
+        name = f"adapter {inputs.adapter_name}" if inputs.adapter_name in taken else inputs.adapter_name
+        conditions.append(measure(name, model, tokenizer, cases, names, spec, stop_ids, report, adapted=True))
+
+    report("phase", name="comparing")
+    groups = example_groups(cases)
+    results = [summarise(condition, groups, spec) for condition in conditions]
+    for result in results:
+        for metric, interval in result.metrics.items():
+            report("metric", condition=result.name, metric=metric, **interval.model_dump())
+    comparisons = compare(conditions, groups, spec) if inputs.adapter_name is not None else []
+    evaluation = Evaluation(
+        id=evaluation_id(order.id),
+        name=f"{inputs.adapter_name or inputs.model_name} on {inputs.dataset_name} ({spec.part})",
+        adapter=inputs.adapter_name,
+        model=inputs.model_name,
+        dataset=inputs.dataset_name,
+        part=spec.part,
+        conditions=results,
+        comparisons=comparisons,
+        peak_memory_bytes=peak_memory_bytes(),
+        settings={
+            **settings(spec, tokenizer, stop_ids, context),
+            "few_shot": {"reason": shown.reason, "example_ids": [shot.id for shot in shown.shots]},
+            "left_out": left_out,
+            "subgroups": {name: len(rows) for name, rows in groups.items() if name},
+            "trained_tokens": sum(score.tokens for score in conditions[0].scores),
+            "command": command(spec),
+        },
+        folder=EVALUATION_FOLDER,
+    )
+    evaluation.settings["verdict"] = verdict(evaluation).model_dump()
+    report("phase", name="report")
+    records = example_records(conditions, tokenizer)
+    training_events = Path(inputs.training_events) if inputs.training_events else None
+    with staged_folder(folder / EVALUATION_FOLDER, replace=True) as staging:
+        write_text(staging / "evaluation.json", evaluation.model_dump_json(indent=2) + "\n")
+        write_text(staging / "examples.jsonl", "".join(record.model_dump_json() + "\n" for record in records))
+        write_text(staging / "report.html", report_html(evaluation, records, training_events))
+    return evaluation
+
+
+def load(inputs: EvaluationInputs) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+    """One resident base in float32, with the adapter on it, and the tokenizer that the adapter was trained with."""
+    base_folder = Path(inputs.model_folder)
+    base = load_model(base_folder, torch.float32)
+    if inputs.adapter_folder is None:
+        return base, load_tokenizer(base_folder)
+    adapter_folder = Path(inputs.adapter_folder)
+    has_tokenizer = (adapter_folder / "tokenizer.json").is_file() or (adapter_folder / "tokenizer.model").is_file()
+    tokenizer = load_tokenizer(adapter_folder if has_tokenizer else base_folder)
+    return load_adapter(base, adapter_folder), tokenizer
+
+
+def shots_for(
+    cases: list[Case],
+    spec: EvaluationSpec,
+    inputs: EvaluationInputs,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: set[int],
+    context: int | None,
+) -> FewShot:
+    if spec.shots == 0:
+        return FewShot([], [], "not asked for")
+    if inputs.shots_file is None:
+        return FewShot([], [], "there is no training part to take examples from")
+    candidates: list[Example] = read_examples(Path(inputs.shots_file))
+    return few_shot(tokenizer, cases, candidates, shots=spec.shots, stop_ids=stop_ids, context=context)
+
+
+def answer_metrics(spec: EvaluationSpec, cases: list[Case]) -> list[str]:
+    """Which metrics compare answers with what was expected; none when a case is plain text."""
+    if any(case.prompt is None for case in cases):
+        if spec.metrics:
+            raise InvalidSpec(
+                f"{', '.join(spec.metrics)} cannot be measured on plain texts, which have no question and answer",
+                hint="leave out --metrics: loss, perplexity and token accuracy are always measured",
+            )
+        return []
+    if spec.metrics is not None:
+        return [*dict.fromkeys(spec.metrics), "stopped"]
+    python = are_python([case.example.answer() for case in cases])
+    return ["exact_match", *(["parses"] if python else []), "stopped"]
+
+
+def measure(
+    name: str,
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cases: list[Case],
+    metrics: list[str],
+    spec: EvaluationSpec,
+    stop_ids: set[int],
+    report: Reporter,
+    *,
+    adapted: bool,
+) -> Measured:
+    """Score and, for conversations, answer every case, with the adapter on or off."""
+
+    def should_stop() -> bool:
+        return report.stop_requested
+
+    def progress(done: int, total: int) -> None:
+        report("progress", condition=name, done=done, total=total)
+
+    report("phase", name=f"{name}: loss")
+    plain: AbstractContextManager[Any] = nullcontext()
+    with plain if adapted or not isinstance(model, PeftModel) else model.disable_adapter():
+        scores = score_examples(
+            model,
+            [case.rendered for case in cases],
+            batch_size=spec.batch_size,
+            should_stop=should_stop,
+            progress=progress,
+        )
+        generated: list[Generated] = []
+        started = time.perf_counter()
+        if metrics:
+            report("phase", name=f"{name}: answers")
+            generated = generate_greedy(
+                model,
+                [case.prompt for case in cases if case.prompt is not None],
+                max_new_tokens=spec.max_new_tokens,
+                stop_ids=stop_ids,
+                pad_id=int(tokenizer.pad_token_id or 0),
+                batch_size=spec.batch_size,
+                should_stop=should_stop,
+                progress=progress,
+            )
+        generation_s = time.perf_counter() - started
+    if report.stop_requested:
+        raise Interrupted("stopped on request")
+    # special tokens stay in the text: an answer that holds `<|im_start|>` must not count as equal to one without
+    answers = [str(tokenizer.decode(answer.ids, skip_special_tokens=False)) for answer in generated]
+    return Measured(
+        name, cases, scores, generated, answers, metric_values(cases, scores, generated, answers, metrics), generation_s
+    )
+
+
+def metric_values(
+    cases: list[Case], scores: list[Score], generated: list[Generated], answers: list[str], metrics: list[str]
+) -> dict[str, list[float]]:
+    """One value per example for each metric, in the order in which a report shows them."""
+    values: dict[str, list[float]] = {}
+    if "exact_match" in metrics:
+        values["exact_match"] = [
+            float(exact_match(answer, case.example.answer())) for answer, case in zip(answers, cases, strict=True)
+        ]
+    if "parses" in metrics:
+        values["parses"] = [float(parses(answer)) for answer in answers]
+    if "stopped" in metrics:
+        values["stopped"] = [float(answer.stopped) for answer in generated]
+    values["token_accuracy"] = [score.token_accuracy for score in scores]
+    values["loss"] = [score.loss for score in scores]
+    assert set(values) <= set(METRICS)
+    return values
+
+
+def example_groups(cases: list[Case]) -> dict[str, list[int]]:
+    """Row numbers by subgroup; the group without a name holds all.
+
+    Where every answer lists parameters, those with two or more are also shown alone: one parameter is easy to copy.
+    """
+    groups = {"": list(range(len(cases)))}
+    counts = [parameter_count(case.example.answer()) if case.prompt is not None else None for case in cases]
+    several = [row for row, count in enumerate(counts) if count is not None and count >= 2]
+    if None not in counts and 0 < len(several) < len(cases):
+        groups[SUBGROUP] = several
+    return groups
+
+
+def grouped(metric: str, group: str) -> str:
+    return f"{metric}[{group}]" if group else metric
+
+
+def summarise(condition: Measured, groups: dict[str, list[int]], spec: EvaluationSpec) -> ConditionResult:
+    metrics: dict[str, Interval] = {}
+    table = np.array(list(condition.values.values())).T  # (examples, metrics)
+    for group, rows in groups.items():
+        intervals = mean_intervals(table[rows], resamples=spec.resamples, seed=spec.seed)
+        metrics.update(
+            {grouped(name, group): interval for name, interval in zip(condition.values, intervals, strict=True)}
+        )
+    seconds = [answer.seconds for answer in condition.generated] or [0.0]
+    tokens = sum(len(answer.ids) + answer.stopped for answer in condition.generated)
+    return ConditionResult(
+        name=condition.name,
+        examples=len(condition.scores),
+        metrics=metrics,
+        perplexity=perplexity(condition.scores),
+        latency_s=mean_interval(seconds, resamples=spec.resamples, seed=spec.seed),
+        generated_tokens_per_s=tokens / condition.generation_s if tokens else 0.0,
+    )
+
+
+def compare(conditions: list[Measured], groups: dict[str, list[int]], spec: EvaluationSpec) -> list[Comparison]:
+    """The adapter, which is the last condition, against each of the others."""
+    *baselines, adapter = conditions
+    return [
+        Comparison(
+            baseline=baseline.name,
+            treatment=adapter.name,
+            metric=grouped(metric, group),
+            difference=paired_difference(
+                np.array(values)[rows],
+                np.array(baseline.values[metric])[rows],
+                resamples=spec.resamples,
+                seed=spec.seed,
+            ),
+        )
+        for baseline in baselines
+        for group, rows in groups.items()
+        for metric, values in adapter.values.items()
+    ]
+
+
+def example_records(conditions: list[Measured], tokenizer: PreTrainedTokenizerBase) -> list[ExampleRecord]:
+    records = []
+    for row, case in enumerate(conditions[0].cases):
+        metrics: dict[str, dict[str, float]] = {}
+        for condition in conditions:
+            measured = {name: values[row] for name, values in condition.values.items()}
+            measured["trained_tokens"] = condition.scores[row].tokens
+            if condition.generated:
+                answer = condition.generated[row]
+                measured["prompt_tokens"] = len(condition.cases[row].prompt or [])
+                measured["answer_tokens"] = len(answer.ids)
+                measured["latency_s"] = answer.seconds
+            metrics[condition.name] = measured
+        prompt = str(tokenizer.decode(case.prompt, skip_special_tokens=False)) if case.prompt is not None else ""
+        answers = {condition.name: condition.answers[row] for condition in conditions if condition.answers}
+        reference = case.example.answer()
+        records.append(
+            ExampleRecord(
+                example_id=case.example.id, prompt=prompt, reference=reference, answers=answers, metrics=metrics
+            )
+        )
+    return records
+
+
+def settings(
+    spec: EvaluationSpec, tokenizer: PreTrainedTokenizerBase, stop_ids: set[int], context: int | None
+) -> dict[str, Any]:
+    return {
+        "precision": "float32",  # exactness before speed: a tie broken by rounding is not a difference of the adapter
+        "decoding": "greedy",
+        "stop_tokens": tokenizer.convert_ids_to_tokens(sorted(stop_ids)),
+        "context_tokens": context,
+        **spec.model_dump(include={"part", "limit", "shots", "max_new_tokens", "batch_size", "resamples", "seed"}),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def command(spec: EvaluationSpec) -> str:
+    """The shell command that measures the same again."""
+    words = ["lorasmith", "eval"]
+    for field, value in spec.model_dump(exclude_none=True).items():
+        for item in value if isinstance(value, list) else [value]:
+            words += [f"--{field.replace('_', '-')}", str(item)]
+    return shlex.join(words)
+
+
+def evaluation_id(job_id: str) -> str:
+    """The job's id with its type replaced, so that a replay of the folder gives the same evaluation."""
+    _, separator, ulid = job_id.partition("_")
+    return f"evaluation_{ulid}" if separator and ulid else new_id("evaluation")
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kibibytes

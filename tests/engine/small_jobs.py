@@ -1,0 +1,40 @@
+"""Rows and runs that several engine tests share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorasmith.engine.reporting import Reporter
+from lorasmith.engine.training.run import run
+from lorasmith.schemas.data import Example, Message
+from lorasmith.schemas.jobs import JobOrder
+
+
+def counting_examples(count: int, first: int = 0) -> list[Example]:
+    """`Count from n.` → `n, n + 1, …`: rows of several lengths."""
+    rows = []
+    for index in range(first, first + count):
+        answer = ", ".join(str(index + step) for step in range(1 + index % 5))
+        messages = [Message(role="user", content=f"Count from {index}."), Message(role="assistant", content=answer)]
+        rows.append(Example(id=f"{index:016x}", group=str(index), row=index + 1, messages=messages))
+    return rows
+
+
+def write_examples(path: Path, examples: list[Example]) -> Path:
+    path.write_text(
+        "".join(example.model_dump_json(exclude_none=True) + "\n" for example in examples), encoding="utf-8"
+    )
+    return path
+
+
+def run_engine(folder: Path) -> dict[str, Any]:
+    """Run a training job folder in this process, as `python -m lorasmith.engine` does in its own."""
+    order = JobOrder.model_validate_json((folder / "job.json").read_text(encoding="utf-8"))
+    return run(order, folder, Reporter(folder)).model_dump()
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line["data"] for line in map(json.loads, lines) if line["type"] == kind]

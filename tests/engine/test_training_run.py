@@ -1,0 +1,192 @@
+"""The training engine against its references: transformers for the loss, PEFT for the adapter, itself for resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from lorasmith.engine.data.rendering import render_example
+from lorasmith.engine.models.loading import load_adapter, load_model
+from lorasmith.engine.training.batches import pad_batch
+from lorasmith.engine.training.checkpoints import newest_checkpoint, whole_checkpoints
+from lorasmith.engine.training.loss import CompletionLoss
+from lorasmith.errors import Interrupted, InvalidModel, InvalidSpec
+from tests.engine.small_jobs import counting_examples, events, run_engine
+
+Job = Callable[..., Path]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_the_loss_is_that_of_transformers(qwen2_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = load_model(qwen2_folder)
+    rows = [render_example(tokenizer, example, {int(tokenizer.eos_token_id)}) for example in counting_examples(5)]  # type: ignore[arg-type]
+    ids, labels = pad_batch(rows, pad_id=0)
+    loss = CompletionLoss(model, len(tokenizer))
+    assert loss.head_on_labels
+    expected = model(input_ids=ids, labels=labels).loss
+    torch.testing.assert_close(loss(ids, labels) / (labels[:, 1:] != -100).sum(), expected, atol=1e-5, rtol=0)
+
+
+def test_training_lowers_the_loss_and_writes_what_peft_loads(qwen2_folder: Path, training_job: Job) -> None:
+    folder = training_job(qwen2_folder, num_epochs=8)
+    result = run_engine(folder)
+    losses = [event["loss"] for event in events(folder, "evaluation")]
+    assert losses[-1] < losses[0] - 1.0  # a random model of 2,048 tokens begins at ln 2048 = 7.6
+    adapter = folder / "adapter"
+    for name in ("README.md", "loss.png", "passport.json", "tokenizer.json", "manifest.json"):
+        assert (adapter / name).is_file(), name
+    assert (adapter / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "tb").glob("events.out.tfevents.*"))
+    assert result["trainable_parameters"] == sum(tensor.numel() for tensor in weights(folder).values())
+
+    ids = torch.arange(32).unsqueeze(0)
+    with torch.no_grad():
+        reference = (
+            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(qwen2_folder), adapter).eval()(ids).logits
+        )
+        ours = load_adapter(load_model(qwen2_folder), adapter)(ids).logits
+        base = load_model(qwen2_folder)(ids).logits
+    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
+    assert (ours - base).abs().max() > 1e-2
+
+
+def test_the_batch_layout_does_not_change_the_result(qwen2_folder: Path, training_job: Job) -> None:
+    losses = []
+    for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
+        lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all"}
+        settings = {"batch_size": batch, "gradient_accumulation_steps": accumulation, "num_epochs": 1}
+        folder = training_job(qwen2_folder, f"b{batch}", lora=lora, **settings)
+        losses.append(run_engine(folder)["training_loss"])
+    # float32 sums in another order, three AdamW updates
+    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+    assert losses[2] == pytest.approx(losses[0], abs=2e-4)
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 7])
+def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
+    qwen2_folder: Path, training_job: Job, stop_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = training_job(qwen2_folder, "whole")
+    expected = run_engine(whole)
+
+    from lorasmith.engine.reporting import Reporter
+
+    class StopsAfter(Reporter):
+        def __call__(self, type: str, **data: Any) -> None:
+            super().__call__(type, **data)
+            if type == "step" and data["step"] == stop_after:
+                self.stop_requested = True
+
+    stopped = training_job(qwen2_folder, "stopped")
+    with monkeypatch.context() as patched:
+        patched.setattr("tests.engine.small_jobs.Reporter", StopsAfter)
+        with pytest.raises(Interrupted, match=f"stopped after step {stop_after} of 12; everything is saved"):
+            run_engine(stopped)
+    assert not (stopped / "adapter").exists()
+    resumed = run_engine(stopped)
+    assert [event["step"] for event in events(stopped, "resumed")] == [stop_after]
+    assert resumed["training_loss"] == expected["training_loss"]
+    assert resumed["validation_loss"] == expected["validation_loss"]
+    assert_same_weights(whole, stopped)
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(qwen2_folder: Path, training_job: Job) -> None:
+    whole = training_job(qwen2_folder, "whole", num_epochs=20)
+    killed = training_job(qwen2_folder, "killed", num_epochs=20)
+    command = [sys.executable, "-m", "lorasmith.engine", str(killed)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not whole_checkpoints(killed):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not (killed / "result.json").exists()
+    (killed / "checkpoints" / ".staging-torn").mkdir()  # what a kill during a save leaves
+    (killed / "checkpoints" / "step-999999").mkdir()
+    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([*command[:-1], str(whole)], check=True, capture_output=True)
+    assert_same_weights(whole, killed)
+
+
+def test_a_damaged_checkpoint_is_passed_over(qwen2_folder: Path, training_job: Job) -> None:
+    folder = training_job(qwen2_folder)
+    run_engine(folder)
+    newest, before = whole_checkpoints(folder)[-1], whole_checkpoints(folder)[-2]
+    state = newest / "state.safetensors"
+    data = bytearray(state.read_bytes())
+    data[-1] ^= 1
+    state.write_bytes(data)
+    assert newest_checkpoint(folder) == before
+
+
+def test_a_signal_saves_and_stops_with_exit_code_5(qwen2_folder: Path, training_job: Job) -> None:
+    folder = training_job(qwen2_folder, num_epochs=2000)
+    with subprocess.Popen(
+        [sys.executable, "-m", "lorasmith.engine", str(folder)], stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "events.jsonl").exists() or not events(folder, "step"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 5
+    error = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+    assert error["reason_code"] == "interrupted"
+    assert "--resume" in error["hint"]
+    assert newest_checkpoint(folder) is not None
+
+
+def test_a_target_that_matches_nothing_is_an_error(qwen2_folder: Path, training_job: Job) -> None:
+    lora = {"rank": 4, "alpha": 8, "target_modules": ["q_porj"]}
+    with pytest.raises(InvalidSpec, match="target module 'q_porj' matches no linear layer; did you mean 'q_proj'"):
+        run_engine(training_job(qwen2_folder, lora=lora))
+
+
+def test_roles_are_resolved_on_the_loaded_model(qwen2_folder: Path) -> None:
+    from lorasmith.engine.lora.config import resolve_target_modules
+
+    model = load_model(qwen2_folder)
+    assert resolve_target_modules(model, "attention") == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert resolve_target_modules(model, "mlp") == ["down_proj", "gate_proj", "up_proj"]
+    assert "lm_head" not in resolve_target_modules(model, "all")
+    with pytest.raises(InvalidSpec, match="no target role 'attn'"):
+        resolve_target_modules(model, "attn")
+
+
+def test_an_adapter_of_another_base_does_not_load(qwen2_folder: Path, starter: Path, training_job: Job) -> None:
+    folder = training_job(qwen2_folder, max_steps=1)
+    run_engine(folder)
+    with pytest.raises(InvalidModel, match="does not fit LlamaForCausalLM"):
+        load_adapter(load_model(starter), folder / "adapter")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(qwen2_folder: Path, training_job: Job) -> None:
+    from lorasmith.errors import JobFailed
+
+    with pytest.raises(JobFailed, match=r"not finite at step \d+ .*; rows \["):
+        run_engine(training_job(qwen2_folder, learning_rate=1e18, max_grad_norm=1e18, num_epochs=4))

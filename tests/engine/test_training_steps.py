@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.training.batches import IGNORED, pad_batch, plan_steps
+from lorasmith.engine.training.schedule import interval, learning_rate, warmup_length
+
+
+@given(rows=st.integers(1, 60), batch=st.integers(1, 9), accumulation=st.integers(1, 4), seed=st.integers(0, 99))
+def test_each_epoch_sees_each_row_once(rows: int, batch: int, accumulation: int, seed: int) -> None:
+    plan = plan_steps(rows, batch_size=batch, accumulation=accumulation, epochs=2, max_steps=None, seed=seed)
+    assert plan.total_steps == 2 * plan.steps_per_epoch
+    for epoch in range(2):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        assert sorted(index for step in steps for index in plan.row_indices(step)) == list(range(rows))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    plans = [
+        plan_steps(50, batch_size=b, accumulation=a, epochs=2, max_steps=None, seed=3) for b, a in ((10, 1), (5, 2))
+    ]
+    assert [plans[0].row_indices(step) for step in range(10)] == [plans[1].row_indices(step) for step in range(10)]
+    assert plans[0].row_indices(0) != plans[0].row_indices(5)
+
+
+def test_micro_batches_hold_the_rows_of_the_step_shortest_first() -> None:
+    plan = plan_steps(8, batch_size=2, accumulation=2, epochs=1, max_steps=None, seed=0)
+    lengths = [9, 3, 7, 1, 8, 2, 6, 4]
+    batches = plan.micro_batches(0, lengths)
+    flat = [index for batch in batches for index in batch]
+    assert sorted(flat) == sorted(plan.row_indices(0))
+    assert [lengths[index] for index in flat] == sorted(lengths[index] for index in flat)
+    assert [len(batch) for batch in batches] == [2, 2]
+
+
+def test_padding_is_known_by_length_not_by_its_id() -> None:
+    rows = [RenderedExample("a", 1, [5, 6, 0], [False, True, True]), RenderedExample("b", 2, [7, 0], [False, True])]
+    ids, labels = pad_batch(rows, pad_id=0)
+    assert ids.tolist() == [[5, 6, 0], [7, 0, 0]]
+    assert labels.tolist() == [[IGNORED, 6, 0], [IGNORED, 0, IGNORED]]
+
+
+def test_the_rate_rises_to_its_peak_and_decays_to_zero() -> None:
+    rates = [learning_rate(step, peak=1.0, warmup=4, total=20, kind="cosine") for step in range(21)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[12] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert rates[20] == pytest.approx(0.0)
+    assert learning_rate(12, peak=1.0, warmup=4, total=20, kind="linear") == pytest.approx(0.5)
+    assert learning_rate(19, peak=1.0, warmup=4, total=20, kind="constant") == 1.0
+
+
+def test_a_short_run_still_reaches_its_peak_and_saves() -> None:
+    assert warmup_length(100, 45) == 4
+    assert warmup_length(100, 5000) == 100
+    assert interval(100, 30, at_least=3) == 10
+    assert interval(5, 3, at_least=10) == 1
+
+
+def test_the_pad_id_never_reaches_the_loss() -> None:
+    row = RenderedExample("a", 1, [5, 6], [False, True])
+    longer = RenderedExample("b", 2, [5, 6, 7, 8], [False, True, True, True])
+    _, labels = pad_batch([row, longer], pad_id=6)
+    assert torch.equal(labels[0], torch.tensor([IGNORED, 6, IGNORED, IGNORED]))

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from lorasmith.errors import Conflict, NotFound
+from lorasmith.schemas.models import BaseModelEntry
+from lorasmith.services.workbench import Workbench
+from lorasmith.settings import Settings
+from lorasmith.store.database import Base, current_revision, open_database
+
+
+def entry(name: str) -> BaseModelEntry:
+    return BaseModelEntry(id=f"model_{name}", name=name, source="hub", location=f"org/{name}")
+
+
+def test_a_row_is_found_by_name_and_by_id(workbench: Workbench) -> None:
+    workbench.models.add(entry("llama"))
+    assert workbench.models.require("llama") == workbench.models.require("model_llama")
+
+
+def test_a_taken_name_is_refused(workbench: Workbench) -> None:
+    workbench.models.add(entry("llama"))
+    other = entry("llama").model_copy(update={"id": "model_2"})
+    with pytest.raises(Conflict, match="there is already a model named 'llama'"):
+        workbench.models.add(other)
+
+
+def test_a_missing_row_names_the_nearest(workbench: Workbench) -> None:
+    workbench.models.add(entry("llama"))
+    with pytest.raises(NotFound, match="no model 'lama'; did you mean 'llama'") as raised:
+        workbench.models.require("lama")
+    assert raised.value.hint == "known models: llama"
+
+
+def test_rows_survive_a_second_opening(workbench: Workbench) -> None:
+    workbench.models.add(entry("llama"))
+    assert [row.name for row in Workbench.open(Settings(home=workbench.home)).models.list()] == ["llama"]
+
+
+def test_replacing_a_removed_row_says_so(workbench: Workbench) -> None:
+    workbench.models.add(entry("llama"))
+    workbench.models.remove("model_llama")
+    with pytest.raises(NotFound, match="has been removed"):
+        workbench.models.replace(entry("llama"))
+
+
+def test_the_migrations_make_the_tables_that_the_code_declares(workbench: Workbench) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    engine = open_database(workbench.home)
+    assert current_revision(engine) == "0001"
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []

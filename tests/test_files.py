@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lorasmith.errors import Conflict, DiskFull, InvalidData
+from lorasmith.files import new_id, staged_folder, verify_manifest, write_bytes, write_text
+
+
+def test_a_staged_folder_appears_whole_with_a_manifest(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    with staged_folder(target) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_bytes(b"123")
+        assert not target.exists()
+    assert (target / "inner" / "weights").read_bytes() == b"123"
+    verify_manifest(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
+def test_a_failure_while_staging_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), staged_folder(tmp_path / "adapter") as folder:
+        (folder / "half").write_text("…", encoding="utf-8")
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staging_over_something_that_exists_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match="exists already"), staged_folder(tmp_path):
+        pass
+
+
+def test_a_flipped_byte_and_a_missing_file_are_found(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "a") as folder:
+        write_text(folder / "x", "abc")
+        write_text(folder / "y", "abc")
+    (tmp_path / "a" / "x").write_text("abd", encoding="utf-8")
+    with pytest.raises(InvalidData, match="x does not match its checksum"):
+        verify_manifest(tmp_path / "a")
+    (tmp_path / "a" / "x").unlink()
+    with pytest.raises(InvalidData, match="x is missing"):
+        verify_manifest(tmp_path / "a")
+
+
+def test_files_written_private_become_readable_for_a_server_under_another_user(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "a") as folder:
+        (folder / "weights").touch(mode=0o600)
+    assert (tmp_path / "a" / "weights").stat().st_mode & 0o777 == 0o666 & ~os.umask(os.umask(0o022) or 0o022)
+
+
+def test_ids_sort_by_time() -> None:
+    ids = [new_id("job") for _ in range(3)]
+    assert all(one.startswith("job_") for one in ids)
+    assert len(set(ids)) == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_old_file_survives(small_disk: Path) -> None:
+    write_text(small_disk / "state.json", "old")
+    with pytest.raises(DiskFull, match="the disk is full: writing below .* failed with"):
+        write_bytes(small_disk / "state.json", b"x" * 2_000_000)
+    assert (small_disk / "state.json").read_text(encoding="utf-8") == "old"
+    assert sorted(path.name for path in small_disk.iterdir()) == ["state.json"]
+
+
+def test_a_folder_that_does_not_fit_leaves_nothing(small_disk: Path) -> None:
+    with pytest.raises(DiskFull), staged_folder(small_disk / "adapter") as folder:
+        (folder / "weights").write_bytes(b"x" * 2_000_000)
+    assert list(small_disk.iterdir()) == []
