@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 from types import ModuleType
@@ -17,9 +16,16 @@ from transformers import PreTrainedTokenizerFast
 from lorasmith.engine.adapters.gguf import add_vocabulary
 from lorasmith.engine.adapters.gguf_vocabulary import LLAMA3_PATTERN, QWEN2_PATTERN, Vocabulary, read_vocabulary
 from lorasmith.errors import InvalidModel
+from tests.engine.adapter_cases import real_llama_cpp
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-WORDS = ["the", "of", "and", "to", "in", "is", "you", "that", "it", "was", "for", "on", "are", "with", "as", "I'll", "don't", "WE'RE", "he's", "they've", "price", "orders", "shipped", "Größe", "naïve", "café", "straße", "Москва", "привет", "你好", "世界", "こんにちは", "안녕하세요", "مرحبا", "שלום", "नमस्ते", "ไทย", "é", "ﬁ", "½", "²", "Ⅷ", "٣٤", "123", "4567", "89012", "3.14", "1,000,000", "x=1;", "foo_bar()", "==", '{"a":', "[1,", "2]}", "</s>", "<div>", "http://a.b/c?d=e", "#hash", "@user", "$9.99", "<tool>", "—", "…", "“quoted”", "‘single’", "😀", "👩\u200d👩\u200d👧", "🇩🇪", "∑∫", "→", "\xa0", "\u200b", "\u3000", "\x01", "\ufeff", "''", "'s", "'S", "'ll", "---", "***", "!!!", "?!"]
+TEXT = (
+    "the of and to in is you that it was for on are with as I'll don't WE'RE he's they've price orders shipped "
+    "Größe naïve café straße Москва привет 你好 世界 こんにちは 안녕하세요 مرحبا שלום नमस्ते ไทย é ﬁ ½ ² Ⅷ ٣٤ "
+    '123 4567 89012 3.14 1,000,000 x=1; foo_bar() == {"a": [1, 2]} </s> <div> http://a.b/c?d=e #hash @user $9.99 '
+    "<tool> — … “quoted” ‘single’ 😀 👩‍👩‍👧 🇩🇪 ∑∫ → \u00a0 \u200b \u3000 \x01 \ufeff '' 's 'S 'll --- *** !!! ?!"
+)
+WORDS = TEXT.split(" ")
 GAPS = [" ", " ", " ", "  ", "   ", "\n", "\n\n", " \n ", "\t", "\r\n", "", "\u00a0", "        "]
 
 
@@ -109,14 +115,7 @@ def sentencepiece() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def llama_cpp() -> ModuleType:
-    """The real llama.cpp; without it a test is skipped on a laptop, and fails in CI."""
-    try:
-        import llama_cpp
-    except ImportError:
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI must check GGUF against llama.cpp: pip install llama-cpp-python==0.3.36")
-        pytest.skip("needs llama-cpp-python")
-    return llama_cpp
+    return real_llama_cpp()
 
 
 def load_vocabulary(llama_cpp: ModuleType, vocabulary: Vocabulary, path: Path) -> Any:

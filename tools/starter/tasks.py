@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from tools.starter.corpus import SourceFile
 
@@ -90,7 +91,7 @@ def describe_header(header: str) -> dict[str, object]:
     return {"name": node.name, "parameters": parameters, "defaults": defaults}
 
 
-def signature_row(function: Function) -> dict[str, object] | None:
+def signature_row(function: Function) -> dict[str, Any] | None:
     """One `messages` row, or None for headers that are too long, not ASCII or without a parameter."""
     header = function.header
     if len(header) > 160 or not header.isascii():
@@ -108,7 +109,7 @@ def signature_row(function: Function) -> dict[str, object] | None:
     }
 
 
-def interaction_row(function: Function) -> dict[str, object] | None:
+def interaction_row(function: Function) -> dict[str, Any] | None:
     """One collected interaction, or None where the function has no docstring or is very short or long."""
     docstring = ast.get_docstring(function.node)
     if not docstring or not function.source.isascii():

@@ -47,7 +47,7 @@ def mean_interval(values: ArrayLike, *, resamples: int, seed: int) -> Interval:
     return mean_intervals(np.asarray(values, dtype=np.float64)[:, None], resamples=resamples, seed=seed)[0]
 
 
-def paired_difference(treatment: ArrayLike, baseline: ArrayLike, *, resamples: int, seed: int) -> Interval:
-    """The mean of `treatment - baseline` (n,), example by example, with its 95 % percentile interval."""
+def paired_differences(treatment: ArrayLike, baseline: ArrayLike, *, resamples: int, seed: int) -> list[Interval]:
+    """The mean of `treatment - baseline` for each column of two tables (n, k), example by example, with its interval."""
     difference = np.asarray(treatment, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
-    return mean_interval(difference, resamples=resamples, seed=seed)
+    return mean_intervals(difference, resamples=resamples, seed=seed)

@@ -64,7 +64,7 @@ def score_examples(
         if example.trained_tokens == 0:
             raise InvalidData(f"row {example.row} has no trained token, so it has no loss")
     scores: dict[int, Score] = {}
-    vocabulary = unwrapped(model).get_output_embeddings().weight.shape[0]
+    vocabulary = unwrapped(model).config.get_text_config().vocab_size
     for batch in batches_by_length(examples, batch_size, vocabulary):
         if should_stop is not None and should_stop():
             raise Interrupted("stopped on request while losses were measured")

@@ -26,9 +26,7 @@ def verdict(evaluation: Evaluation) -> Verdict:
     metric = deciding_metric(evaluation)
     base, *_, last = evaluation.conditions
     scored = METRICS[metric]
-    over = f"over {base.examples} examples of the {evaluation.part} part that training did not see"
-    if evaluation.part == "train":
-        over = f"over {base.examples} examples of the part it was trained on, which says nothing about new ones"
+    over = f"over {base.examples} examples of the {evaluation.part} part"
     if evaluation.adapter is None:
         shown = show_interval(scored, base.metrics[metric])
         return Verdict(
@@ -81,7 +79,7 @@ def against_examples(evaluation: Evaluation, metric: str) -> str | None:
         return None
     direction = direction_of(prompted)
     judged = "better than" if direction > 0 else "worse than" if direction < 0 else "not clearly different from"
-    return f"It is {judged} the {prompted.baseline} in the prompt: {show_difference(METRICS[metric], prompted.difference)}."
+    return f"It is {judged} {prompted.baseline} in the prompt: {show_difference(METRICS[metric], prompted.difference)}."
 
 
 def direction_of(comparison: Comparison) -> int:

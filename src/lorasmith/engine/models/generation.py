@@ -178,7 +178,7 @@ def cache_with_room(model: PreTrainedModel, capacity: int) -> Cache:
     return cache
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers' caches are untyped
+class RoomyLayer(DynamicLayer):
     """Keys and values (B, heads, T, head_dim) as views into larger tensors: a step writes one column.
 
     The layer it replaces copies all earlier tokens at each step, more than half of the time of a small model.
@@ -189,29 +189,27 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers' caches ar
         self.capacity = capacity
         self.length = 0
 
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-            self.all_keys, self.all_values = self.room_like(keys), self.room_like(values)
-        end = self.length + keys.shape[-2]
-        self.all_keys[:, :, self.length : end] = keys
-        self.all_values[:, :, self.length : end] = values
-        self.show(end)
-        return self.keys, self.values
+            self.lazy_initialization(key_states, value_states)
+            self.all_keys, self.all_values = self.room_like(key_states), self.room_like(value_states)
+        end = self.length + key_states.shape[-2]
+        self.all_keys[:, :, self.length : end] = key_states
+        self.all_values[:, :, self.length : end] = value_states
+        return self.show(end)
 
     def room_like(self, states: Tensor) -> Tensor:
         return states.new_empty(*states.shape[:2], self.capacity, states.shape[3])  # (B, heads, capacity, head_dim)
 
-    def show(self, length: int) -> None:
+    def show(self, length: int) -> tuple[Tensor, Tensor]:
         self.length = length
-        self.keys, self.values = self.all_keys[:, :, :length], self.all_values[:, :, :length]
+        keys, values = self.all_keys[:, :, :length], self.all_values[:, :, :length]
+        self.keys, self.values = keys, values
+        return keys, values
 
-    def reorder_cache(self, rows: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows (kept,) of the batch."""
-        kept_keys, kept_values = self.keys[rows], self.values[rows]
-        self.all_keys, self.all_values = self.room_like(kept_keys), self.room_like(kept_values)
-        self.all_keys[:, :, : self.length] = kept_keys
-        self.all_values[:, :, : self.length] = kept_values
+        self.all_keys, self.all_values = self.all_keys[beam_idx], self.all_values[beam_idx]
         self.show(self.length)
 
 
@@ -231,6 +229,7 @@ def stream_answer(
     room = answer_room(model, prompt_ids, max_new_tokens, "the prompt")
     draws = torch.Generator().manual_seed(seed)
     state: Decoding | None = None
+    token = -1
     for _ in range(room):
         with torch.inference_mode():  # not around the yield, where it would reach into the caller
             if state is None:

@@ -75,13 +75,9 @@ def answer(
     began = time.perf_counter()
     generated: list[int] = []
     sent = ""
-    stopped = False
     for token in stream_answer(
         model, ids, max_new_tokens=room, stop_ids=stop_ids, temperature=spec.temperature, seed=spec.seed
     ):
-        if token in stop_ids:
-            stopped = True
-            break
         generated.append(token)
         text = tokenizer.decode(generated, skip_special_tokens=True)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -89,7 +85,7 @@ def answer(
             sent = text
     return GenerationResult(
         text=tokenizer.decode(generated, skip_special_tokens=True),
-        stopped=stopped,
+        stopped=len(generated) < room,
         prompt_tokens=len(ids),
         generated_tokens=len(generated),
         seconds=time.perf_counter() - began,
