@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,6 +98,16 @@ def logits_that_choose(model: PreTrainedModel, prompt: list[int], chosen: list[i
     """Our logits at the positions where `chosen` was chosen, (len(chosen), V)."""
     ids = torch.tensor([prompt + chosen[:-1]])
     return model(ids).logits[0, len(prompt) - 1 :]
+
+
+def test_a_missing_llama_cpp_fails_in_ci_and_skips_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)  # makes its import fail
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="CI must run GGUF files with llama.cpp"):
+        real_llama_cpp()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="needs llama-cpp-python"):
+        real_llama_cpp()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

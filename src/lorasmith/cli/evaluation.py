@@ -26,7 +26,12 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="At most this many examples")] = None,
     shots: Annotated[int, typer.Option(help="Examples in the prompt of the extra base condition; 0 leaves it out")] = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer")] = 160,
+    batch_size: Annotated[int, typer.Option(help="Prompts answered together")] = 64,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap")] = 0,
+    metrics: Annotated[
+        list[str] | None, typer.Option(help="exact_match or parses; repeatable; by default what fits the answers")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the evaluation as JSON")] = False,
 ) -> None:
     """Compare base and base + adapter on held-out examples"""
@@ -42,7 +47,10 @@ def evaluate(
         "limit": limit,
         "shots": shots,
         "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "resamples": resamples,
         "seed": seed,
+        "metrics": metrics,
     }
     spec = parse_spec(EvaluationSpec, values)
     workbench = open_workbench(context)

@@ -15,9 +15,23 @@ class LoRASpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    rank: int = Field(32, ge=1, le=1024, validation_alias=AliasChoices("rank", "r", "lora_r"))
-    alpha: float = Field(64, gt=0, validation_alias=AliasChoices("alpha", "lora_alpha"))
-    dropout: float = Field(0.05, ge=0, lt=1, validation_alias=AliasChoices("dropout", "lora_dropout"))
+    rank: int = Field(
+        32,
+        ge=1,
+        le=1024,
+        description="Inner dimension of B A; size and cost grow with it.",
+        validation_alias=AliasChoices("rank", "r", "lora_r"),
+    )
+    alpha: float = Field(
+        64, gt=0, description="Strength of the update.", validation_alias=AliasChoices("alpha", "lora_alpha")
+    )
+    dropout: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of the inputs of A that is zeroed while training.",
+        validation_alias=AliasChoices("dropout", "lora_dropout"),
+    )
     target_modules: TargetRole | list[str] = Field(
         "attention", description="A role resolved on the loaded model, or literal module names."
     )
@@ -37,12 +51,19 @@ class TrainingSettings(BaseModel):
         validation_alias=AliasChoices("batch_size", "per_device_train_batch_size"),
     )
     gradient_accumulation_steps: int = Field(4, ge=1, description="Micro-batches per optimizer step.")
-    num_epochs: float = Field(3, gt=0, validation_alias=AliasChoices("num_epochs", "num_train_epochs", "epochs"))
+    num_epochs: float = Field(
+        3,
+        gt=0,
+        description="Passes over the train part.",
+        validation_alias=AliasChoices("num_epochs", "num_train_epochs", "epochs"),
+    )
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
     warmup_steps: int = Field(100, ge=0, description="At most; a tenth of a shorter run.")
-    weight_decay: float = Field(0.01, ge=0)
-    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on the adapter's weights alone.")
+    lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="How the rate falls to zero after warm-up, or that it stays."
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="Longer gradients are scaled down to this norm.")
     max_seq_length: int = Field(2048, ge=8, description="Tokens; never more than the model's context.")
     too_long: Literal["error", "cut", "drop"] = Field(
         "error",
@@ -51,11 +72,11 @@ class TrainingSettings(BaseModel):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 where the CPU multiplies it natively."
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Decides first weights, order of rows and dropout.")
     log_every: int = Field(5, ge=1, description="Optimizer steps between log lines.")
     eval_every: int = Field(50, ge=1, description="Optimizer steps between validation losses; fewer in a short run.")
     save_every: int = Field(100, ge=1, description="Optimizer steps between checkpoints; fewer in a short run.")
-    keep_checkpoints: int = Field(3, ge=1)
+    keep_checkpoints: int = Field(3, ge=1, description="Newest checkpoints that are kept.")
 
 
 class TrainingSpec(BaseModel):
@@ -66,7 +87,7 @@ class TrainingSpec(BaseModel):
     model: str = Field(description="`starter`, a local folder, a registered name or a Hugging Face id.")
     data: str = Field(description="Name of a dataset, or a file to import.")
     name: str | None = Field(None, description="Name of the adapter; made from model and data when absent.")
-    preset: str = "balanced"
+    preset: str = Field("balanced", description="Values to start from; the table below has them.")
     template: str | None = Field(None, description="Chat template for a base without one: `chatml` or `plain`.")
     lora: LoRASpec = Field(default_factory=lambda: LoRASpec())
     training: TrainingSettings = Field(default_factory=lambda: TrainingSettings())

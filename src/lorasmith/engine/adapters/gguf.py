@@ -34,7 +34,7 @@ from lorasmith.schemas.adapters import QuantizationType
 
 FILE_TYPES = {"F16": LlamaFileType.MOSTLY_F16, "Q8_0": LlamaFileType.MOSTLY_Q8_0}
 PROOF_KEY = "lorasmith.export_proof"
-PROOF_BYTES = 2048  # reserved in the file, as the proof is known only once the file is written
+PROOF_BYTES = 8192  # reserved in the file, as the proof is known only once the file is written
 # Largest rounding error of a stored weight: as a share of the largest weight of its tensor, and absolute
 ROUNDING = {
     GGMLQuantizationType.F32: (0.0, 0.0),

@@ -46,7 +46,7 @@ def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
 def share_bars(title: str, groups: Sequence[tuple[str, Sequence[tuple[str, str, Interval]]]]) -> str:
     """Horizontal bars from 0 to 100 %: per group (a metric) one bar (name, style, interval) for each condition."""
     bar, gap, heading = 17, 5, 26
-    plot_right = WIDTH - 58  # room for the value behind a full bar
+    plot_right = WIDTH - 66  # room for the value behind a full bar
     bottom = sum(heading + len(bars) * (bar + gap) + 8 for _, bars in groups)
     body = []
     for percent in (0, 25, 50, 75, 100):
@@ -62,8 +62,9 @@ def share_bars(title: str, groups: Sequence[tuple[str, Sequence[tuple[str, str, 
             middle = y + bar / 2
             body.append(f'<rect x="1" y="{y:.1f}" width="{max(mean, 1):.1f}" height="{bar}" rx="2" class="fill-{style}"/>')
             if high > low:
-                body += [line(1 + low, middle, 1 + high, middle, "error")]
-                body += [line(1 + end, middle - 4, 1 + end, middle + 4, "error") for end in (low, high)]
+                for stroke in ("halo", "error"):  # the halo sets the whisker off from its own bar
+                    body.append(line(1 + low, middle, 1 + high, middle, stroke))
+                    body += [line(1 + end, middle - 4, 1 + end, middle + 4, stroke) for end in (low, high)]
             shown = f"{100 * interval.mean:.1f} %"
             body.append(text(max(mean, high) + 7, middle + 4.5, shown, style="label value"))
             spoken.append(f"{group}, {name}: {shown}")
@@ -97,7 +98,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
 
 def histogram(title: str, values: Sequence[float], *, style: str, x_label: str) -> str:
     """How many of the values fall into each of about 16 bins of equal, round width; values are whole and not negative."""
-    width = max(1, math.ceil(nice_step(max(values) / 16)))
+    width = max(1, math.ceil(nice_step((max(values) - min(values)) / 16)))
     first = int(min(values) // width)
     counts = [0] * (int(max(values) // width) - first + 1)
     for value in values:

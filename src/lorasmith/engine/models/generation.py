@@ -157,7 +157,7 @@ class Decoding:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these from the batch."""
-        self.cache.reorder_cache(rows)
+        self.cache.reorder_cache(rows)  # type: ignore[arg-type]  # any tensor of indices does
         self.lengths, self.mask = self.lengths[rows], self.mask[rows]
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -178,14 +178,14 @@ def cache_with_room(model: PreTrainedModel, capacity: int) -> Cache:
     return cache
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values (B, heads, T, head_dim) as views into larger tensors: a step writes one column.
 
     The layer it replaces copies all earlier tokens at each step, more than half of the time of a small model.
     """
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
         self.length = 0
 
