@@ -86,7 +86,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def home_with_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("docs") / "home"
-    command = [sys.executable, "-m", "lorasmith", "--home", str(home), *HEADERS, "--set", "training.max_steps=30"]
+    command = [sys.executable, "-m", "lorasmith", "--home", str(home), *HEADERS, "--set", "training.max_steps=2"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert ran.returncode == 0, ran.stderr
     return home

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-SHORT = ("--preset", "tiny", "--set", "training.max_steps=40")
+SHORT = ("--preset", "tiny", "--set", "training.max_steps=40", "--set", "training.num_epochs=40")
 
 
 @pytest.fixture

@@ -7,7 +7,15 @@ import random
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from lorasmith.engine.models import generation
 from lorasmith.engine.models.generation import Generated, LanguageModel, generate_greedy, stream_answer
@@ -48,8 +56,6 @@ def qwen2_with_adapter() -> PeftModel:
 
 
 def mistral_with_window() -> PreTrainedModel:
-    from transformers import MistralConfig, MistralForCausalLM
-
     torch.manual_seed(3)
     return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8)).eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -54,7 +55,8 @@ def test_training_lowers_the_loss_and_writes_what_peft_loads(qwen2_folder: Path,
     folder = training_job(qwen2_folder, num_epochs=8)
     result = run_engine(folder)
     losses = [event["loss"] for event in events(folder, "evaluation")]
-    assert losses[-1] < losses[0] - 1.0  # a random model of 2,048 tokens begins at ln 2048 = 7.6
+    assert losses[0] == pytest.approx(math.log(2048), abs=0.1)  # random weights know nothing
+    assert losses[-1] < losses[0] - 0.5  # 48 steps of rank 4 under a random output head
     adapter = folder / "adapter"
     for name in ("README.md", "loss.png", "passport.json", "tokenizer.json", "manifest.json"):
         assert (adapter / name).is_file(), name

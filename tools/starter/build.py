@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from lorasmith.files import MANIFEST, seal
 from tools.starter import datasets
 from tools.starter.corpus import SourceFile, library_folder, read_library
-from tools.starter.pretrain import documents, held_out_loss, load, pretrain
+from tools.starter.pretrain import accustom_to_broken_text, documents, held_out_loss, load, pretrain
 from tools.starter.tokenizer import VOCABULARY_SIZE, train_tokenizer
 
 STARTER = Path(__file__).parents[2] / "src" / "lorasmith" / "starter"
@@ -56,6 +56,7 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(file.text for file in files if not file.held_out)
         pretrain(files, tokenizer, tokens=options.tokens, folder=model_folder, seed=SEED)
+        accustom_to_broken_text(files, tokenizer, folder=model_folder, seed=SEED)
     facts = measure(files, model_folder) | {
         "minutes": round((time.perf_counter() - began) / 60),
         "tokens": options.tokens,

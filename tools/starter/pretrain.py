@@ -1,5 +1,8 @@
 """Pretrain the starter model: next-token prediction on the library's source, in bf16 on a CPU.
 
+Two runs: the long one on text as it is, and a short one on text whose tokenization is broken at random spaces. A
+person types `def ` and stops; the tokenizer, which puts a space before a word, never shows the model that ending.
+
 The order of the text is a function of the seed alone. Weights are fp32 while training and bf16 when saved.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +39,10 @@ class Phase:
 
 
 PHASES = (Phase(0.85, 512, 16), Phase(0.15, CONTEXT_TOKENS, 8))
+BROKEN_PHASES = (Phase(1.0, CONTEXT_TOKENS, 8),)
+BROKEN_TOKENS = 2_500_000
+BROKEN_PEAK_LEARNING_RATE = 1.5e-3
+BREAK_SHARE = 0.03  # of the spaces after a word
 
 
 def model_config() -> LlamaConfig:
@@ -125,27 +133,78 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
+def broken_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], seed: int) -> list[list[int]]:
+    """Ids of texts cut after random spaces, each piece encoded alone: `def ` + `join` is other ids than `def join`."""
+    rng = random.Random(seed)
+    encoded = []
+    for text in texts:
+        cuts = [match.end() for match in re.finditer(r"(?<=\w) (?=\S)", text) if rng.random() < BREAK_SHARE]
+        pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        encodings = tokenizer.backend_tokenizer.encode_batch(pieces)
+        encoded.append([token for encoding in encodings for token in encoding.ids])
+    return encoded
+
+
 def pretrain(
-    files: list[SourceFile],
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    tokens: int,
-    folder: Path,
-    seed: int = 0,
-    peak_learning_rate: float = 4e-3,
-    warmup_share: float = 0.02,
-) -> LlamaForCausalLM:
-    """Train for `tokens` tokens, linear decay to zero; log to stdout and save each tenth of the way."""
+    files: list[SourceFile], tokenizer: PreTrainedTokenizerFast, *, tokens: int, folder: Path, seed: int
+) -> None:
+    """The long run: `tokens` tokens of text as it is, saved to `folder`."""
     torch.manual_seed(seed)
     encode = tokenizer.backend_tokenizer.encode_batch
     train = [encoding.ids for encoding in encode(documents(files, seed))]
     held_out = [encoding.ids for encoding in encode([file.text for file in files if file.held_out])]
     print(json.dumps({"train_tokens": sum(map(len, train)), "held_out_tokens": sum(map(len, held_out))}), flush=True)
-
     model = LlamaForCausalLM(model_config())
+    run(
+        model,
+        tokenizer,
+        train,
+        held_out,
+        tokens=tokens,
+        phases=PHASES,
+        peak_learning_rate=4e-3,
+        folder=folder,
+        seed=seed,
+    )
+
+
+def accustom_to_broken_text(
+    files: list[SourceFile], tokenizer: PreTrainedTokenizerFast, *, folder: Path, seed: int
+) -> None:
+    """The short run: go on from the saved weights on text that is broken at random spaces."""
+    train = broken_ids(tokenizer, documents(files, seed), seed)
+    encode = tokenizer.backend_tokenizer.encode_batch
+    held_out = [encoding.ids for encoding in encode([file.text for file in files if file.held_out])]
+    run(
+        load(folder).train(),
+        tokenizer,
+        train,
+        held_out,
+        tokens=BROKEN_TOKENS,
+        phases=BROKEN_PHASES,
+        peak_learning_rate=BROKEN_PEAK_LEARNING_RATE,
+        folder=folder,
+        seed=seed + len(PHASES),
+    )
+
+
+def run(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    train: list[list[int]],
+    held_out: list[list[int]],
+    *,
+    tokens: int,
+    phases: tuple[Phase, ...],
+    peak_learning_rate: float,
+    folder: Path,
+    seed: int,
+    warmup_share: float = 0.02,
+) -> None:
+    """Train for `tokens` tokens, linear decay to zero; log to stdout and save each tenth of the way."""
     optimizer_list = optimizers(model, peak_learning_rate)
     spent, step, began, next_save = 0, 0, time.perf_counter(), 0.1
-    for number, phase in enumerate(PHASES):
+    for number, phase in enumerate(phases):
         # Materialised attention is twice as fast as the CPU's fused kernel up to 512 tokens, and slower beyond.
         model.set_attn_implementation("eager" if phase.context_tokens <= 512 else "sdpa")
         compiled = torch.compile(model.model, dynamic=False)
@@ -181,4 +240,3 @@ def pretrain(
                 nats, _ = held_out_loss(model, held_out, max_tokens=40_000)
                 print(json.dumps({"tokens": spent, "held_out_perplexity": round(math.exp(nats), 3)}), flush=True)
     save(model, tokenizer, folder)
-    return model

@@ -17,7 +17,7 @@ from lorasmith.engine.adapters.gguf_tensors import architecture, embedding_rows
 from lorasmith.engine.adapters.gguf_vocabulary import read_vocabulary
 from lorasmith.engine.adapters.merging import attach, fold, stored_dtype
 from lorasmith.engine.adapters.proof import compare_logits, probe_logits, probe_prompts, require
-from lorasmith.engine.models.loading import base_fingerprint, load_model, load_tokenizer
+from lorasmith.engine.models.loading import base_fingerprint, check_base, load_model, load_tokenizer, model_folder
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Conflict, Interrupted
 from lorasmith.files import disk_full, folder_size_bytes, staged_folder, write_json
@@ -46,6 +46,8 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> ExportResult:
     """Write what the order asks for at `inputs.output`; nothing is there unless its proof holds."""
     spec = ExportSpec.model_validate(order.spec)
     inputs = ExportInputs.model_validate(order.inputs)
+    inputs.model_folder = str(model_folder(inputs.model_folder))
+    check_base(Path(inputs.adapter_folder), Path(inputs.model_folder))
     output = Path(inputs.output)
     if output.exists():
         raise Conflict(f"{output} exists already", hint="choose another place, or remove it first")

@@ -51,16 +51,23 @@ def share_bars(title: str, groups: Sequence[tuple[str, Sequence[tuple[str, str, 
     body = []
     for percent in (0, 25, 50, 75, 100):
         x = plot_right * percent / 100 + 1
-        body += [line(x, 4, x, bottom, "grid"), text(x, bottom + 16, f"{percent} %", anchor="start" if percent == 0 else "middle")]
+        body += [
+            line(x, 4, x, bottom, "grid"),
+            text(x, bottom + 16, f"{percent} %", anchor="start" if percent == 0 else "middle"),
+        ]
     y = 0.0
     spoken = []
     for group, bars in groups:
         body.append(text(1, y + heading - 8, group, style="label strong"))
         y += heading
         for name, style, interval in bars:
-            low, mean, high = (plot_right * min(max(value, 0.0), 1.0) for value in (interval.low, interval.mean, interval.high))
+            low, mean, high = (
+                plot_right * min(max(value, 0.0), 1.0) for value in (interval.low, interval.mean, interval.high)
+            )
             middle = y + bar / 2
-            body.append(f'<rect x="1" y="{y:.1f}" width="{max(mean, 1):.1f}" height="{bar}" rx="2" class="fill-{style}"/>')
+            body.append(
+                f'<rect x="1" y="{y:.1f}" width="{max(mean, 1):.1f}" height="{bar}" rx="2" class="fill-{style}"/>'
+            )
             if high > low:
                 for stroke in ("halo", "error"):  # the halo sets the whisker off from its own bar
                     body.append(line(1 + low, middle, 1 + high, middle, stroke))
@@ -122,7 +129,9 @@ def histogram(title: str, values: Sequence[float], *, style: str, x_label: str) 
     return svg(HEIGHT, title, description, body)
 
 
-def axes(x_marks: list[tuple[float, float]], y_marks: list[tuple[float, float]], x_label: str, y_label: str) -> list[str]:
+def axes(
+    x_marks: list[tuple[float, float]], y_marks: list[tuple[float, float]], x_label: str, y_label: str
+) -> list[str]:
     """Grid lines and tick labels at (place, value)."""
     body = []
     for y, value in y_marks:

@@ -159,7 +159,9 @@ def condition_bars(evaluation: Evaluation, styles: dict[str, str]) -> Markup:
     for name in evaluation.conditions[0].metrics:
         metric, group = metric_parts(name)
         if metric.share and not group:
-            bars = [(condition.name, styles[condition.name], condition.metrics[name]) for condition in evaluation.conditions]
+            bars = [
+                (condition.name, styles[condition.name], condition.metrics[name]) for condition in evaluation.conditions
+            ]
             groups.append((metric.title, bars))
     return Markup(share_bars("Metrics of each condition", groups))  # every text in it is escaped there
 

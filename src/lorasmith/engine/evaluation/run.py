@@ -23,7 +23,15 @@ from lorasmith.engine.evaluation.report import report_html
 from lorasmith.engine.evaluation.scoring import perplexity
 from lorasmith.engine.evaluation.verdict import verdict
 from lorasmith.engine.models.generation import LanguageModel, unwrapped
-from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_adapter, load_model, load_tokenizer
+from lorasmith.engine.models.loading import (
+    check_base,
+    context_tokens,
+    eos_token_ids,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
 from lorasmith.engine.reporting import Reporter
 from lorasmith.files import new_id, staged_folder, write_text
 from lorasmith.schemas.data import Example
@@ -105,11 +113,12 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
 
 def load(inputs: EvaluationInputs) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """One resident base in float32, with the adapter on it, and the tokenizer that the adapter was trained with."""
-    base_folder = Path(inputs.model_folder)
+    base_folder = model_folder(inputs.model_folder)
     base = load_model(base_folder, torch.float32)
     if inputs.adapter_folder is None:
         return base, load_tokenizer(base_folder)
     adapter_folder = Path(inputs.adapter_folder)
+    check_base(adapter_folder, base_folder)
     has_tokenizer = (adapter_folder / "tokenizer.json").is_file() or (adapter_folder / "tokenizer.model").is_file()
     tokenizer = load_tokenizer(adapter_folder if has_tokenizer else base_folder)
     return load_adapter(base, adapter_folder), tokenizer
@@ -205,8 +214,8 @@ def settings(
 
 def command(spec: EvaluationSpec) -> str:
     """The shell command that measures the same again."""
-    words = ["lorasmith", "eval"]
-    for field, value in spec.model_dump(exclude_none=True).items():
+    words = ["lorasmith", "eval", *([spec.adapter] if spec.adapter is not None else [])]
+    for field, value in spec.model_dump(exclude={"adapter"}, exclude_none=True).items():
         for item in value if isinstance(value, list) else [value]:
             words += [f"--{field.replace('_', '-')}", str(item)]
     return shlex.join(words)

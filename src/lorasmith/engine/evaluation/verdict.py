@@ -24,7 +24,7 @@ class Verdict(BaseModel):
 def verdict(evaluation: Evaluation) -> Verdict:
     """The deciding metric's interval against the base: wholly better is `helped`, wholly worse is `worse`."""
     metric = deciding_metric(evaluation)
-    base, *_, last = evaluation.conditions
+    base, last = evaluation.conditions[0], evaluation.conditions[-1]
     scored = METRICS[metric]
     over = f"over {base.examples} examples of the {evaluation.part} part"
     if evaluation.adapter is None:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.errors import InvalidModel, NotFound
+from lorasmith.files import read_json
 from lorasmith.model_files import check_model_folder
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -85,6 +86,16 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     return wrapped
 
 
+def check_base(adapter_folder: Path, base_folder: Path) -> None:
+    """Raise `InvalidModel` when the adapter's passport says that it was trained on other weights."""
+    passport = adapter_folder / "passport.json"
+    if passport.is_file() and read_json(passport)["base_fingerprint"] != base_fingerprint(base_folder):
+        raise InvalidModel(
+            f"the adapter in {adapter_folder} was trained on other weights than {base_folder} holds now",
+            hint="give the base model that it was trained on, or train it again",
+        )
+
+
 def eos_token_ids(model: nn.Module | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """All tokens on which generation stops: the tokenizer's and the generation config's."""
     ids: set[int] = set()
@@ -110,7 +121,7 @@ def base_fingerprint(folder: Path) -> str:
     sha256 over config.json and, for each weight file, its size, its safetensors header and 16 evenly spaced
     blocks of 64 KiB: a different or fine-tuned checkpoint of the same shape gets another value.
     """
-    digest = hashlib.sha256(json.dumps(json.loads((folder / "config.json").read_text()), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(read_json(folder / "config.json"), sort_keys=True).encode())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}".encode())

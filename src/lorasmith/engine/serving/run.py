@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from lorasmith.engine.data.rendering import encode, prompt_ids
 from lorasmith.engine.models.generation import stream_answer
 from lorasmith.engine.models.loading import (
+    check_base,
     context_tokens,
     eos_token_ids,
     load_adapter,
@@ -35,6 +36,8 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> GenerationResult:
     inputs = GenerationInputs.model_validate(order.inputs)
     base_folder = model_folder(inputs.model_folder)
     adapter = Path(inputs.adapter_folder) if inputs.adapter_folder else None
+    if adapter is not None:
+        check_base(adapter, base_folder)
     own_tokenizer = adapter is not None and (adapter / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(adapter if adapter and own_tokenizer else base_folder)
     model: Any = load_model(base_folder, DTYPES[choose_precision("auto")])
