@@ -30,6 +30,7 @@ FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | 
 COMMENT = re.compile(r"<!-- (?P<key>not run|exits with|home):? (?P<value>[^>]+?) -->\s*\Z")
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 HEADERS = ("train", "--model", "starter", "--data", "signatures", "--preset", "tiny", "--name", "headers")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # on a busy machine, two threads that wait for each other take ten times as long
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home_with_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("docs") / "home"
     command = [sys.executable, "-m", "lorasmith", "--home", str(home), *HEADERS, "--set", "training.max_steps=2"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    ran = subprocess.run(
+        command, env={**os.environ, **ONE_THREAD}, capture_output=True, text=True, check=False, timeout=600
+    )
     assert ran.returncode == 0, ran.stderr
     return home
 
@@ -104,6 +107,7 @@ def test_every_block_of_a_page_runs(
     monkeypatch.setenv("LORASMITH_HOME", str(home))
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("OMP_NUM_THREADS", ONE_THREAD["OMP_NUM_THREADS"])
     monkeypatch.chdir(folder)
     namespace: dict[str, object] = {"__name__": "__docs__"}
     for block in executed(page):

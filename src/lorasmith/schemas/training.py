@@ -152,7 +152,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "learning_rate": 4e-3,
             "batch_size": 32,
             "gradient_accumulation_steps": 1,
-            "num_epochs": 3,
+            "num_epochs": 2,
             "warmup_steps": 20,
             "max_seq_length": 512,
         },

@@ -12,6 +12,7 @@ from torch import Tensor
 from lorasmith.engine.data.rendering import RenderedExample
 
 IGNORED = -100
+LENGTH_STEP = 16  # tokens; oneDNN compiles and keeps a kernel for each new matrix shape, so few shapes are faster
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def pad_batch(rows: list[RenderedExample], pad_id: int) -> tuple[Tensor, Tensor]
     Padding is known by length, never by token id, so a pad token equal to the stop token keeps its label. On the
     right of a causal model it changes nothing to its left and needs no attention mask.
     """
-    longest = max(len(row.ids) for row in rows)
+    longest = -(-max(len(row.ids) for row in rows) // LENGTH_STEP) * LENGTH_STEP
     ids = torch.full((len(rows), longest), pad_id)
     labels = torch.full((len(rows), longest), IGNORED)
     for index, row in enumerate(rows):

