@@ -32,8 +32,9 @@ setup: $(STAMP) ## Install into .venv
 demo: $(STAMP) ## Import, train, evaluate, export and answer on the built-in model and data
 	@$(BIN)/lorasmith --home $(DEMO_HOME) demo
 
+# One thread a worker: two torch processes of two threads each wait for each other most of the time.
 test: $(DEV_STAMP) ## Run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(DEV_STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

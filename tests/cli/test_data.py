@@ -43,7 +43,7 @@ def test_import_prints_format_parts_and_fates_and_the_next_command(home: Path) -
         "parts    train 9, val 1, test 2",
         "rows     kept 12, exact_duplicate 0, rejected 0",
     ]
-    assert result.stderr == "next: lorasmith train --model starter --data support\n"
+    assert result.stderr == "next: lorasmith train --model starter --data support --preset tiny\n"
 
 
 def test_import_says_what_it_did_not_use(home: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_prepare_writes_the_folder_and_may_import_it(home: Path, tmp_path: Path)
     result = run(home, "prepare", interactions, "--output", output, "--name", "agents", "--force")
     assert f"folder       {output}\n" in result.stdout
     assert "train.jsonl  6 examples\n" in result.stdout
-    assert result.stderr == "next: lorasmith train --model starter --data agents\n"
+    assert result.stderr == "next: lorasmith train --model starter --data agents --preset tiny\n"
     assert "agents" in run(home, "list").stdout
 
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from lorasmith.files import MANIFEST, seal
 from tools.starter import datasets
 from tools.starter.corpus import SourceFile, library_folder, read_library
-from tools.starter.pretrain import accustom_to_broken_text, documents, held_out_loss, load, pretrain
+from tools.starter.pretrain import documents, finish, held_out_loss, load, pretrain, repetitions
+from tools.starter.tasks import COMPLETION_INSTRUCTION, DOCSTRING_INSTRUCTION, REPEAT_INSTRUCTION
 from tools.starter.tokenizer import VOCABULARY_SIZE, train_tokenizer
 
 STARTER = Path(__file__).parents[2] / "src" / "lorasmith" / "starter"
@@ -38,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
 
     files = list(read_library())
-    pretraining = documents(files, SEED)
+    pretraining = documents(files, SEED) + repetitions(files, SEED)
     rows = datasets.make_rows(files)
     dropped = datasets.drop_leaked(rows, pretraining)
     datasets.check(rows, pretraining)
@@ -56,7 +57,7 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(file.text for file in files if not file.held_out)
         pretrain(files, tokenizer, tokens=options.tokens, folder=model_folder, seed=SEED)
-        accustom_to_broken_text(files, tokenizer, folder=model_folder, seed=SEED)
+        finish(files, tokenizer, folder=model_folder, seed=SEED)
     facts = measure(files, model_folder) | {
         "minutes": round((time.perf_counter() - began) / 60),
         "tokens": options.tokens,
@@ -137,8 +138,9 @@ Greedy continuation of `def `:
 ## Training text
 
 Every module of the library but tests, codec tables and generated data, without licence banners and ruler comments.
-A quarter of its functions also as chat turns of two forms: *{"Write the docstring of this function."}* and
-*{"Continue this Python code."}*, so that the template and its stop token are trained.
+Some of its functions also as chat turns, so that the template and its stop token are trained: *{DOCSTRING_INSTRUCTION}*,
+*{COMPLETION_INSTRUCTION}* and, in a short second run, *{REPEAT_INSTRUCTION}* with code or a list of parameter names, as a
+model of this size recalls names rather than copies them. That run also breaks the tokenization at random spaces.
 
 Held out as a whole: {modules}.
 

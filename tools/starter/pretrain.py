@@ -1,13 +1,15 @@
 """Pretrain the starter model: next-token prediction on the library's source, in bf16 on a CPU.
 
-Two runs: the long one on text as it is, and a short one on text whose tokenization is broken at random spaces. A
-person types `def ` and stops; the tokenizer, which puts a space before a word, never shows the model that ending.
+Two runs: the long one on text as it is, and a short one that teaches what the long one cannot. A person types `def `
+and stops; the tokenizer, which puts a space before a word, never shows the model that ending, so the text is broken at
+random spaces. And a model of this size recalls names rather than copies them, so it is asked to repeat code and names.
 
 The order of the text is a function of the seed alone. Weights are fp32 while training and bf16 when saved.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import random
@@ -23,7 +25,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tools.starter.corpus import SourceFile
-from tools.starter.tasks import pretraining_chats
+from tools.starter.tasks import REPEAT_INSTRUCTION, chat, functions, pretraining_chats
 from tools.starter.tokenizer import CONTEXT_TOKENS, VOCABULARY_SIZE
 
 CHAT_SHARE = 0.25  # of the chat turns that the library yields; all of them would be a third of the text
@@ -39,10 +41,13 @@ class Phase:
 
 
 PHASES = (Phase(0.85, 512, 16), Phase(0.15, CONTEXT_TOKENS, 8))
-BROKEN_PHASES = (Phase(1.0, CONTEXT_TOKENS, 8),)
-BROKEN_TOKENS = 2_500_000
-BROKEN_PEAK_LEARNING_RATE = 1.5e-3
-BREAK_SHARE = 0.03  # of the spaces after a word
+FINISHING_PHASES = (Phase(0.6, 512, 16), Phase(0.4, CONTEXT_TOKENS, 8))
+FINISHING_TOKENS = 3_000_000
+FINISHING_PEAK_LEARNING_RATE = 2e-3
+KEYWORD_BREAK_SHARE, BREAK_SHARE = 0.25, 0.02  # of the spaces after a keyword, and after any other word
+REPEAT_SHARE = 0.3  # of the functions, each repeated once
+NAME_LISTS = 6_000
+KEYWORD = re.compile(r"\b(def|class|import|from|return|for|in|if|while|with|as|not|raise)$")
 
 
 def model_config() -> LlamaConfig:
@@ -138,11 +143,30 @@ def broken_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], seed: int) 
     rng = random.Random(seed)
     encoded = []
     for text in texts:
-        cuts = [match.end() for match in re.finditer(r"(?<=\w) (?=\S)", text) if rng.random() < BREAK_SHARE]
+        cuts = []
+        for match in re.finditer(r"(?<=\w) (?=\S)", text):
+            keyword = KEYWORD.search(text, max(0, match.start() - 8), match.start())
+            if rng.random() < (KEYWORD_BREAK_SHARE if keyword else BREAK_SHARE):
+                cuts.append(match.end())
         pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         encodings = tokenizer.backend_tokenizer.encode_batch(pieces)
         encoded.append([token for encoding in encodings for token in encoding.ids])
     return encoded
+
+
+def repetitions(files: list[SourceFile], seed: int) -> list[str]:
+    """Chat turns that ask for code or for a list of names once more: a small model learns to copy from nothing else."""
+    rng = random.Random(seed)
+    pool = [function for file in files if not file.held_out for function in functions(file)]
+    codes = [function.source for function in pool if len(function.source) <= 700 and rng.random() < REPEAT_SHARE]
+    texts = [chat(("user", f"{REPEAT_INSTRUCTION}\n{code}"), ("assistant", code)) for code in codes]
+    names = sorted(
+        {argument.arg for function in pool for argument in ast.walk(function.node) if isinstance(argument, ast.arg)}
+    )
+    for _ in range(NAME_LISTS):
+        listed = ", ".join(rng.sample(names, rng.randint(2, 8)))
+        texts.append(chat(("user", f"{REPEAT_INSTRUCTION}\n{listed}"), ("assistant", listed)))
+    return texts
 
 
 def pretrain(
@@ -168,21 +192,20 @@ def pretrain(
     )
 
 
-def accustom_to_broken_text(
-    files: list[SourceFile], tokenizer: PreTrainedTokenizerFast, *, folder: Path, seed: int
-) -> None:
-    """The short run: go on from the saved weights on text that is broken at random spaces."""
-    train = broken_ids(tokenizer, documents(files, seed), seed)
+def finish(files: list[SourceFile], tokenizer: PreTrainedTokenizerFast, *, folder: Path, seed: int) -> None:
+    """The short run: go on from the saved weights, on text broken at random spaces and on repetitions."""
     encode = tokenizer.backend_tokenizer.encode_batch
+    train = broken_ids(tokenizer, documents(files, seed), seed)
+    train += [encoding.ids for encoding in encode(repetitions(files, seed))]
     held_out = [encoding.ids for encoding in encode([file.text for file in files if file.held_out])]
     run(
         load(folder).train(),
         tokenizer,
         train,
         held_out,
-        tokens=BROKEN_TOKENS,
-        phases=BROKEN_PHASES,
-        peak_learning_rate=BROKEN_PEAK_LEARNING_RATE,
+        tokens=FINISHING_TOKENS,
+        phases=FINISHING_PHASES,
+        peak_learning_rate=FINISHING_PEAK_LEARNING_RATE,
         folder=folder,
         seed=seed + len(PHASES),
     )

@@ -22,6 +22,7 @@ FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 SIGNATURE_INSTRUCTION = "Describe this function header as JSON."
 DOCSTRING_INSTRUCTION = "Write the docstring of this function."
 COMPLETION_INSTRUCTION = "Continue this Python code."
+REPEAT_INSTRUCTION = "Repeat this."
 
 
 @dataclass(frozen=True)

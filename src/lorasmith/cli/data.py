@@ -50,7 +50,7 @@ def import_(
         print_json(dataset.model_dump(mode="json"))
     else:
         show_fields(summary(dataset))
-    hint(f"next: lorasmith train --model starter --data {dataset.name}")
+    hint(f"next: lorasmith train --model starter --data {dataset.name} --preset tiny")
 
 
 @app.command("list")
@@ -194,7 +194,7 @@ def prepare(
             }
         )
     hint(
-        f"next: lorasmith train --model starter --data {name}" if name else "next: the same with --name NAME, to train"
+        f"next: lorasmith train --model starter --data {name} --preset tiny" if name else "next: the same with --name NAME, to train"
     )
 
 

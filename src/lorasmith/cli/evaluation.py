@@ -22,6 +22,7 @@ def evaluate(
     adapter: Annotated[str | None, typer.Argument(help="Adapter to compare with its base")] = None,
     data: Annotated[str, typer.Option("--data", "-d", help="Name of a dataset, or a file to import")] = ...,  # type: ignore[assignment]
     model: Annotated[str | None, typer.Option("--model", "-m", help="Measure a base model alone")] = None,
+    template: Annotated[str | None, typer.Option(help="Chat template for a base without one: chatml or plain")] = None,
     part: Annotated[str, typer.Option(help="train, val or test")] = "test",
     limit: Annotated[int | None, typer.Option(help="At most this many examples")] = None,
     shots: Annotated[int, typer.Option(help="Examples in the prompt of the extra base condition; 0 leaves it out")] = 3,
@@ -43,6 +44,7 @@ def evaluate(
         "adapter": adapter,
         "model": model,
         "data": data,
+        "template": template,
         "part": part,
         "limit": limit,
         "shots": shots,
@@ -70,8 +72,10 @@ def show_evaluation(workbench: Workbench, evaluation: Evaluation) -> None:
         rows.append([metric, *(shown(metric, condition.metrics.get(metric)) for condition in evaluation.conditions)])
     perplexities = [condition.perplexity for condition in evaluation.conditions]
     rows.append(["perplexity", *("" if value is None else f"{value:.2f}" for value in perplexities)])
-    rows.append(["latency", *(f"{condition.latency_s.mean:.2f} s" for condition in evaluation.conditions)])
-    rows.append(["generated tokens/s", *(f"{c.generated_tokens_per_s:,.0f}" for c in evaluation.conditions)])
+    if all(condition.latency_s for condition in evaluation.conditions):
+        latencies = [condition.latency_s.mean for condition in evaluation.conditions if condition.latency_s]
+        rows.append(["latency", *(f"{seconds:.2f} s" for seconds in latencies)])
+        rows.append(["generated tokens/s", *(f"{c.generated_tokens_per_s:,.0f}" for c in evaluation.conditions)])
     examples = evaluation.conditions[0].examples
     title = f"{evaluation.dataset}, {evaluation.part} part: {examples} examples, mean [95 % interval]"
     print_table(["", *names], rows, title=title)

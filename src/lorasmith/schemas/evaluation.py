@@ -21,6 +21,7 @@ class EvaluationSpec(BaseModel):
     adapter: str | None = Field(None, description="Adapter to compare with its base; absent: the base alone.")
     model: str | None = Field(None, description="Base model, when there is no adapter.")
     data: str
+    template: str | None = Field(None, description="Chat template for a base without one: `chatml` or `plain`.")
     part: Part = "test"
     limit: int | None = Field(None, ge=1, description="At most this many examples, the first by id.")
     shots: int = Field(
@@ -63,7 +64,9 @@ class ConditionResult(BaseModel):
     examples: int
     metrics: dict[str, Interval]
     perplexity: float | None
-    latency_s: Interval = Field(description="Seconds from the prompt to the end of the answer, at the batch size used.")
+    latency_s: Interval | None = Field(
+        description="Seconds from the start of a batch to the end of an answer; None where nothing was generated."
+    )
     generated_tokens_per_s: float
 
 

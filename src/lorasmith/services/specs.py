@@ -21,7 +21,7 @@ def parse_spec(kind: type[Spec], values: dict[str, Any]) -> Spec:
     except ValidationError as error:
         problems = [describe(kind, problem) for problem in error.errors()]
         raise InvalidSpec(
-            "; ".join(problems), hint="`lorasmith train --help` and docs/reference/training.md list the fields"
+            "; ".join(problems), hint=f"fields: {', '.join(field_names(kind))}"
         ) from error
 
 

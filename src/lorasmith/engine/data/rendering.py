@@ -87,7 +87,7 @@ def render_completion(tokenizer: PreTrainedTokenizerBase, example: Example) -> R
     ids: list[int] = list(tokenizer(example.text or "")["input_ids"])
     if tokenizer.eos_token_id is None:
         raise InvalidSpec("this tokenizer has no end-of-sequence token, so a text could never stop")
-    if ids[-1] != tokenizer.eos_token_id:
+    if not ids or ids[-1] != tokenizer.eos_token_id:
         ids.append(int(tokenizer.eos_token_id))
     return RenderedExample(example.id, example.row, ids, [True] * len(ids))
 

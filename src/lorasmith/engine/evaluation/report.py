@@ -75,7 +75,7 @@ def report_html(evaluation: Evaluation, records: list[ExampleRecord], training_e
         styles=styles,
         tables=metric_tables(evaluation),
         baselines=[condition.name for condition in evaluation.conditions[:-1]] if evaluation.comparisons else [],
-        answered=any(condition.latency_s.high > 0 for condition in evaluation.conditions),
+        answered=any(condition.latency_s is not None for condition in evaluation.conditions),
         bars=condition_bars(evaluation, styles),
         curve=loss_curve(training_events),
         lengths=length_charts(evaluation, records),

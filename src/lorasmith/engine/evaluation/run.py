@@ -57,7 +57,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
     model, tokenizer = load(inputs)
     examples = sorted(read_examples(Path(inputs.examples_file)), key=lambda example: example.id)[: spec.limit]
     if any(example.messages is not None for example in examples):
-        choose_template(tokenizer, None)
+        choose_template(tokenizer, spec.template)
     stop_ids = eos_token_ids(unwrapped(model), tokenizer)
     context = context_tokens(unwrapped(model))
     cases, left_out = make_cases(tokenizer, examples, stop_ids, context)
@@ -164,14 +164,14 @@ def summarise(condition: Measured, groups: dict[str, list[int]], spec: Evaluatio
         metrics.update(
             {grouped(name, group): interval for name, interval in zip(condition.values, intervals, strict=True)}
         )
-    seconds = [answer.seconds for answer in condition.generated] or [0.0]
+    seconds = [answer.seconds for answer in condition.generated]
     tokens = sum(len(answer.ids) + answer.stopped for answer in condition.generated)
     return ConditionResult(
         name=condition.name,
         examples=len(condition.scores),
         metrics=metrics,
         perplexity=perplexity(condition.scores),
-        latency_s=mean_interval(seconds, resamples=spec.resamples, seed=spec.seed),
+        latency_s=mean_interval(seconds, resamples=spec.resamples, seed=spec.seed) if seconds else None,
         generated_tokens_per_s=tokens / condition.generation_s if tokens else 0.0,
     )
 

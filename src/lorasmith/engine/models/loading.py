@@ -73,8 +73,10 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (RuntimeError, ValueError) as error:
         raise InvalidModel(f"{folder} does not fit {type(model).__name__}: {error}") from error
-    expected = set(get_peft_model_state_dict(wrapped))
-    missing, unexpected = sorted(expected - stored), sorted(stored - expected)
+    # "auto", the default, asks the hub for the base's config
+    required = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    possible = set(get_peft_model_state_dict(wrapped, save_embedding_layers=True))
+    missing, unexpected = sorted(required - stored), sorted(stored - possible)
     if missing or unexpected:
         raise InvalidModel(
             f"{folder} does not fit {type(model).__name__}: {len(missing)} tensors missing"
