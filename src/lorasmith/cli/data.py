@@ -194,7 +194,9 @@ def prepare(
             }
         )
     hint(
-        f"next: lorasmith train --model starter --data {name} --preset tiny" if name else "next: the same with --name NAME, to train"
+        f"next: lorasmith train --model starter --data {name} --preset tiny"
+        if name
+        else "next: the same with --name NAME, to train"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from lorasmith.schemas.evaluation import Evaluation, Interval
     from lorasmith.services.workbench import Workbench
 
+WIDE_COLUMNS = 125
 SHARES = ("exact_match", "parses", "stopped", "token_accuracy")
 
 
@@ -65,34 +67,41 @@ def evaluate(
 
 
 def show_evaluation(workbench: Workbench, evaluation: Evaluation) -> None:
-    """The before/after table, the differences with their intervals, and where the report is."""
-    names = [condition.name for condition in evaluation.conditions]
+    """The before/after table with intervals, the verdict, and where the report is."""
+    conditions = evaluation.conditions
+    changes = {comparison.metric: comparison for comparison in evaluation.comparisons if comparison.baseline == "base"}
+    columns = ["", *(condition.name for condition in conditions), *(["change from base"] if changes else [])]
     rows = []
-    for metric in evaluation.conditions[-1].metrics:
-        rows.append([metric, *(shown(metric, condition.metrics.get(metric)) for condition in evaluation.conditions)])
-    perplexities = [condition.perplexity for condition in evaluation.conditions]
-    rows.append(["perplexity", *("" if value is None else f"{value:.2f}" for value in perplexities)])
-    if all(condition.latency_s for condition in evaluation.conditions):
-        latencies = [condition.latency_s.mean for condition in evaluation.conditions if condition.latency_s]
-        rows.append(["latency", *(f"{seconds:.2f} s" for seconds in latencies)])
-        rows.append(["generated tokens/s", *(f"{c.generated_tokens_per_s:,.0f}" for c in evaluation.conditions)])
-    examples = evaluation.conditions[0].examples
-    title = f"{evaluation.dataset}, {evaluation.part} part: {examples} examples, mean [95 % interval]"
-    print_table(["", *names], rows, title=title)
-    for comparison in evaluation.comparisons:
-        change = shown(comparison.metric, comparison.difference, signed=True)
-        console_out().print(
-            f"{comparison.metric}: {comparison.treatment} − {comparison.baseline} = {change}", markup=False
-        )
+    for metric in conditions[-1].metrics:
+        cells = [metric, *(shown(metric, condition.metrics.get(metric)) for condition in conditions)]
+        if changes:
+            cells.append(shown(metric, changes[metric].difference, signed=True))
+        rows.append(cells)
+    blank = [""] if changes else []
+    perplexities = [condition.perplexity for condition in conditions]
+    rows.append(["perplexity", *("" if value is None else f"{value:.2f}" for value in perplexities), *blank])
+    latencies = [condition.latency_s.mean for condition in conditions if condition.latency_s]
+    if latencies:
+        rows.append(["latency", *(f"{seconds:.2f} s" for seconds in latencies), *blank])
+        rates = [f"{condition.generated_tokens_per_s:,.0f}" for condition in conditions]
+        rows.append(["generated tokens/s", *rates, *blank])
+    title = f"{evaluation.dataset}, {evaluation.part} part: {conditions[0].examples} examples, mean [95 % interval]"
+    print_table(columns, rows, title=title)
+    verdict = evaluation.settings.get("verdict", {})
+    for sentence in (verdict.get("sentence"), verdict.get("against_examples")):
+        if sentence:
+            console_out().print(sentence, markup=False, soft_wrap=True)
     hint(f"peak memory {size(evaluation.peak_memory_bytes)}")
     console_out().print(f"report: {workbench.path(evaluation.folder) / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def shown(metric: str, interval: Interval | None, *, signed: bool = False) -> str:
+    """`60.3 % [54.7, 65.9]`, on two lines where the terminal is narrow."""
     if interval is None:
         return ""
+    gap = "\n" if console_out().width < WIDE_COLUMNS and sys.stdout.isatty() else " "
     sign = "+" if signed else ""
     if metric.startswith(SHARES):
         low, high = (f"{100 * value:{sign}.1f}" for value in (interval.low, interval.high))
-        return f"{100 * interval.mean:{sign}.1f} % [{low}, {high}]"
-    return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+        return f"{100 * interval.mean:{sign}.1f} %{gap}[{low}, {high}]"
+    return f"{interval.mean:{sign}.3f}{gap}[{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"

@@ -20,9 +20,7 @@ def parse_spec(kind: type[Spec], values: dict[str, Any]) -> Spec:
         return kind.model_validate(values)
     except ValidationError as error:
         problems = [describe(kind, problem) for problem in error.errors()]
-        raise InvalidSpec(
-            "; ".join(problems), hint=f"fields: {', '.join(field_names(kind))}"
-        ) from error
+        raise InvalidSpec("; ".join(problems), hint=f"fields: {', '.join(field_names(kind))}") from error
 
 
 def describe(kind: type[BaseModel], problem: Any) -> str:

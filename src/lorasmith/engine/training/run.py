@@ -25,7 +25,6 @@ from lorasmith.files import read_json, write_json
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingSpec
 
-
 # Up to here materialised attention is faster on a CPU than the fused kernel (7,450 against 5,290 tokens/s on the
 # starter), and its square of the length is still small.
 SHORT_ROW_TOKENS = 512
