@@ -139,8 +139,9 @@ Greedy continuation of `def `:
 
 Every module of the library but tests, codec tables and generated data, without licence banners and ruler comments.
 Some of its functions also as chat turns, so that the template and its stop token are trained: *{DOCSTRING_INSTRUCTION}*,
-*{COMPLETION_INSTRUCTION}* and, in a short second run, *{REPEAT_INSTRUCTION}* with code or a list of parameter names, as a
-model of this size recalls names rather than copies them. That run also breaks the tokenization at random spaces.
+*{COMPLETION_INSTRUCTION}* and, in a short second run, *{REPEAT_INSTRUCTION}* with code or a list of names (most of them
+made from pieces of the library's names), as a model of this size recalls names rather than copies them. That run also
+breaks the tokenization behind keywords such as `def `.
 
 Held out as a whole: {modules}.
 

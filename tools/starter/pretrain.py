@@ -1,8 +1,9 @@
 """Pretrain the starter model: next-token prediction on the library's source, in bf16 on a CPU.
 
 Two runs: the long one on text as it is, and a short one that teaches what the long one cannot. A person types `def `
-and stops; the tokenizer, which puts a space before a word, never shows the model that ending, so the text is broken at
-random spaces. And a model of this size recalls names rather than copies them, so it is asked to repeat code and names.
+and stops; the tokenizer, which puts a space before a word, never shows the model that ending, so the text is broken
+behind such keywords. And a model of this size recalls names rather than copies them, so it is asked to repeat code and
+names, most of them made from pieces of the library's names.
 
 The order of the text is a function of the seed alone. Weights are fp32 while training and bf16 when saved.
 """
@@ -41,13 +42,14 @@ class Phase:
 
 
 PHASES = (Phase(0.85, 512, 16), Phase(0.15, CONTEXT_TOKENS, 8))
-FINISHING_PHASES = (Phase(0.6, 512, 16), Phase(0.4, CONTEXT_TOKENS, 8))
-FINISHING_TOKENS = 3_000_000
-FINISHING_PEAK_LEARNING_RATE = 2e-3
-KEYWORD_BREAK_SHARE, BREAK_SHARE = 0.25, 0.02  # of the spaces after a keyword, and after any other word
-REPEAT_SHARE = 0.3  # of the functions, each repeated once
-NAME_LISTS = 6_000
-KEYWORD = re.compile(r"\b(def|class|import|from|return|for|in|if|while|with|as|not|raise)$")
+FINISHING_PHASES = (Phase(0.85, 512, 16), Phase(0.15, CONTEXT_TOKENS, 8))
+FINISHING_TOKENS = 3_500_000
+FINISHING_PEAK_LEARNING_RATE = 3e-3
+FINISHING_DOCUMENT_SHARE = 0.4  # of the documents, so that half of the tokens are repetitions
+BREAK_SHARE = 0.5  # of the spaces after a keyword that a name always follows
+REPEAT_SHARE = 0.25  # of the functions, each repeated once
+NAME_LISTS = 20_000
+MADE_NAME_SHARE = 0.7  # of the listed names; a real one could be recalled instead of copied
 
 
 def model_config() -> LlamaConfig:
@@ -139,15 +141,12 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def broken_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], seed: int) -> list[list[int]]:
-    """Ids of texts cut after random spaces, each piece encoded alone: `def ` + `join` is other ids than `def join`."""
+    """Ids of texts cut behind keywords, each piece encoded alone: `def ` + `join` is other ids than `def join`."""
     rng = random.Random(seed)
     encoded = []
     for text in texts:
-        cuts = []
-        for match in re.finditer(r"(?<=\w) (?=\S)", text):
-            keyword = KEYWORD.search(text, max(0, match.start() - 8), match.start())
-            if rng.random() < (KEYWORD_BREAK_SHARE if keyword else BREAK_SHARE):
-                cuts.append(match.end())
+        found = re.finditer(r"\b(?:def|class|import|from) (?=\w)", text)
+        cuts = [match.end() for match in found if rng.random() < BREAK_SHARE]
         pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         encodings = tokenizer.backend_tokenizer.encode_batch(pieces)
         encoded.append([token for encoding in encodings for token in encoding.ids])
@@ -160,11 +159,16 @@ def repetitions(files: list[SourceFile], seed: int) -> list[str]:
     pool = [function for file in files if not file.held_out for function in functions(file)]
     codes = [function.source for function in pool if len(function.source) <= 700 and rng.random() < REPEAT_SHARE]
     texts = [chat(("user", f"{REPEAT_INSTRUCTION}\n{code}"), ("assistant", code)) for code in codes]
-    names = sorted(
-        {argument.arg for function in pool for argument in ast.walk(function.node) if isinstance(argument, ast.arg)}
-    )
+    nodes = (node for function in pool for node in ast.walk(function.node) if isinstance(node, ast.arg))
+    names = sorted({node.arg for node in nodes} | {function.node.name for function in pool})
+    fragments = sorted({piece for name in names for piece in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", name)})
+
+    def made_name() -> str:
+        return rng.choice(("", "", "_")) + rng.choice(("_", "")).join(rng.choices(fragments, k=rng.randint(1, 3)))
+
     for _ in range(NAME_LISTS):
-        listed = ", ".join(rng.sample(names, rng.randint(2, 8)))
+        count = rng.randint(1, 8)
+        listed = ", ".join(made_name() if rng.random() < MADE_NAME_SHARE else rng.choice(names) for _ in range(count))
         texts.append(chat(("user", f"{REPEAT_INSTRUCTION}\n{listed}"), ("assistant", listed)))
     return texts
 
@@ -193,9 +197,11 @@ def pretrain(
 
 
 def finish(files: list[SourceFile], tokenizer: PreTrainedTokenizerFast, *, folder: Path, seed: int) -> None:
-    """The short run: go on from the saved weights, on text broken at random spaces and on repetitions."""
+    """The short run: go on from the saved weights, on text broken behind keywords and on repetitions."""
     encode = tokenizer.backend_tokenizer.encode_batch
-    train = broken_ids(tokenizer, documents(files, seed), seed)
+    rng = random.Random(seed)
+    texts = [text for text in documents(files, seed) if rng.random() < FINISHING_DOCUMENT_SHARE]
+    train = broken_ids(tokenizer, texts, seed)
     train += [encoding.ids for encoding in encode(repetitions(files, seed))]
     held_out = [encoding.ids for encoding in encode([file.text for file in files if file.held_out])]
     run(
