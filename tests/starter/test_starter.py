@@ -59,6 +59,10 @@ def test_each_answer_is_what_ast_reads_in_the_header() -> None:
         assert json.loads(row["messages"][1]["content"]) == describe_header(header(row)), row["source"]
 
 
+def test_every_header_has_two_or_more_parameters() -> None:
+    assert all(len(describe_header(header(row))["parameters"]) >= 2 for row in rows_of("signatures"))
+
+
 def test_the_header_description_of_a_known_function() -> None:
     described = describe_header("def quantiles(data, /, *rest, n=4, method='exclusive', **options) -> list:")
     assert described == {

@@ -17,7 +17,7 @@ from tools.starter.tasks import SIGNATURE_INSTRUCTION, functions, interaction_ro
 Row = dict[str, Any]
 
 MAX_ROWS = {
-    "signatures": {"train": 4000, "val": 250, "test": 500},
+    "signatures": {"train": 4000, "val": 200, "test": 450},
     "interactions": {"train": 1600, "val": 150, "test": 150},
 }
 VAL_ONE_IN = 12

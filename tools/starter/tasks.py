@@ -70,7 +70,7 @@ def header_of(node: FunctionNode, text: str) -> str | None:
     return None
 
 
-def describe_header(header: str) -> dict[str, object]:
+def describe_header(header: str) -> dict[str, Any]:
     """Name, parameters in order (with `*` and `**`) and the source of each default, read by `ast`."""
     node = ast.parse(header + " pass").body[0]
     assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -93,13 +93,13 @@ def describe_header(header: str) -> dict[str, object]:
 
 
 def signature_row(function: Function) -> dict[str, Any] | None:
-    """One `messages` row, or None for headers that are too long, not ASCII or without a parameter."""
+    """One `messages` row, or None for headers that are too long, not ASCII or have fewer than two parameters."""
     header = function.header
     if len(header) > 160 or not header.isascii():
         return None
     answer = describe_header(header)
-    if not answer["parameters"]:
-        return None
+    if len(answer["parameters"]) < 2:
+        return None  # one parameter is too easy to copy to show anything
     return {
         "messages": [
             {"role": "user", "content": f"{SIGNATURE_INSTRUCTION}\n{header}"},
