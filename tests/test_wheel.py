@@ -46,10 +46,15 @@ def test_the_installed_wheel_runs_the_demo(wheel: Path, tmp_path: Path) -> None:
     (site,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
     (here,) = {Path(path) for path in sys.path if path.endswith("site-packages") and (Path(path) / "torch").is_dir()}
     (site / "dependencies.pth").write_text(f"{here}\n", encoding="utf-8")
-    where = subprocess.run([python, "-c", "import lorasmith; print(lorasmith.__file__)"], capture_output=True, text=True, check=True)
+    where = subprocess.run(
+        [python, "-c", "import lorasmith; print(lorasmith.__file__)"], capture_output=True, text=True, check=True
+    )
     assert where.stdout.startswith(str(tmp_path))
     ran = subprocess.run(
-        [tmp_path / "venv" / "bin" / "lorasmith", "--home", tmp_path / "home", "demo"], capture_output=True, text=True, check=False
+        [tmp_path / "venv" / "bin" / "lorasmith", "--home", tmp_path / "home", "demo"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     assert "exact_match" in ran.stdout
