@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -172,12 +173,14 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
             "a.parquet",
             b"PAR1",
             "a.parquet has the extension '.parquet', expected a JSON array (.json), JSON Lines (.jsonl, .ndjson) "
-            "or CSV (.csv)",
+            "or CSV (.csv), plain or with .gz",
         ),
+        ("a.jsonl.gz", b"\x1f\x8b\x08 cut off", "a.jsonl.gz is not a whole gzip file: "),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
-    assert error_of(write(tmp_path, name, content)).message == f"{tmp_path}/{message}"
+    found = error_of(write(tmp_path, name, content)).message
+    assert found.startswith(f"{tmp_path}/{message}") if message.endswith(": ") else found == f"{tmp_path}/{message}"
 
 
 @pytest.mark.parametrize(
@@ -195,3 +198,9 @@ def test_the_hint_names_the_way_out(tmp_path: Path, name: str, content: str | by
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert error_of(tmp_path).message.startswith(f"{tmp_path} is a folder, expected a file: a JSON array (.json)")
+
+
+def test_a_packed_file_has_the_rows_of_the_plain_one(tmp_path: Path) -> None:
+    content = b'{"text": "one"}\n{"text": "two"}\n'
+    plain, packed = write(tmp_path, "a.jsonl", content), write(tmp_path, "b.jsonl.gz", gzip.compress(content))
+    assert list(read_rows(packed)) == list(read_rows(plain))

@@ -61,19 +61,24 @@ def load_lora_adapter(path: Path | str, base_model: PreTrainedModel) -> LoRAAdap
     check_fit(folder, base_model)
     stored = read_json(folder / "adapter_config.json")
     identity = read_json(folder / METADATA) if (folder / METADATA).is_file() else {}
-    config = LoRAConfig(
-        r=stored["r"],
-        alpha=stored["lora_alpha"],
-        dropout=stored["lora_dropout"],
-        target_modules=stored["target_modules"],
-        use_rslora=stored.get("use_rslora", False),
-    )
     return LoRAAdapter(
         adapter_id=identity.get("adapter_id", folder.name),
         base_model_name=identity.get("base_model_name", stored.get("base_model_name_or_path") or "unknown"),
-        config=config,
+        config=LoRAConfig.from_dict(identity["config"]) if identity else read_peft_config(stored),
         metadata=identity.get("metadata", {}),
         path=folder,
+    )
+
+
+def read_peft_config(stored: dict[str, Any]) -> LoRAConfig:
+    """Our config of an `adapter_config.json`; PEFT keeps target modules as a set, so they come back sorted."""
+    targets = stored["target_modules"]
+    return LoRAConfig(
+        r=stored["r"],
+        alpha=stored["lora_alpha"],
+        dropout=stored["lora_dropout"],
+        target_modules=targets if isinstance(targets, str) else sorted(targets),
+        use_rslora=stored.get("use_rslora", False),
     )
 
 
