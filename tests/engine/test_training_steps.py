@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.engine.training.batches import IGNORED, pad_batch, plan_steps
+from lorasmith.engine.training.batches import IGNORED, LENGTH_STEP, pad_batch, plan_steps
 from lorasmith.engine.training.schedule import interval, learning_rate, warmup_length
 
 
@@ -42,8 +42,15 @@ def test_micro_batches_hold_the_rows_of_the_step_shortest_first() -> None:
 def test_padding_is_known_by_length_not_by_its_id() -> None:
     rows = [RenderedExample("a", 1, [5, 6, 0], [False, True, True]), RenderedExample("b", 2, [7, 0], [False, True])]
     ids, labels = pad_batch(rows, pad_id=0)
-    assert ids.tolist() == [[5, 6, 0], [7, 0, 0]]
-    assert labels.tolist() == [[IGNORED, 6, 0], [IGNORED, 0, IGNORED]]
+    assert ids.shape == labels.shape == (2, LENGTH_STEP)
+    assert ids[:, :3].tolist() == [[5, 6, 0], [7, 0, 0]]
+    assert labels[:, :3].tolist() == [[IGNORED, 6, 0], [IGNORED, 0, IGNORED]]
+    assert (labels[:, 3:] == IGNORED).all()
+
+
+def test_lengths_are_rounded_up_so_that_few_shapes_occur() -> None:
+    shapes = {pad_batch([RenderedExample("a", 1, [1] * n, [True] * n)], pad_id=0)[0].shape for n in range(1, 33)}
+    assert shapes == {(1, LENGTH_STEP), (1, 2 * LENGTH_STEP)}
 
 
 def test_the_rate_rises_to_its_peak_and_decays_to_zero() -> None:
@@ -66,4 +73,4 @@ def test_the_pad_id_never_reaches_the_loss() -> None:
     row = RenderedExample("a", 1, [5, 6], [False, True])
     longer = RenderedExample("b", 2, [5, 6, 7, 8], [False, True, True, True])
     _, labels = pad_batch([row, longer], pad_id=6)
-    assert torch.equal(labels[0], torch.tensor([IGNORED, 6, IGNORED, IGNORED]))
+    assert torch.equal(labels[0, :4], torch.tensor([IGNORED, 6, IGNORED, IGNORED]))
