@@ -129,14 +129,16 @@ def held_out_loss(
 def load(folder: Path) -> LlamaForCausalLM:
     """The saved weights, computed in fp32."""
     model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """A Hugging Face folder in bf16; the training copy stays fp32."""
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.to(torch.bfloat16).save_pretrained(folder)
+    copy.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers wraps the method
+    copy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -244,7 +246,7 @@ def run(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16):
-                hidden = compiled(input_ids=batch[:, :-1], use_cache=False).last_hidden_state
+                hidden = compiled(input_ids=batch[:, :-1], use_cache=False).last_hidden_state  # type: ignore[no-untyped-call]
                 logits = model.lm_head(hidden)
             loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
             loss.backward()

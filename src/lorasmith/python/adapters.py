@@ -36,7 +36,7 @@ def save_lora_adapter(adapter: LoRAAdapter, path: Path | str, peft_model: PeftMo
     """Write a PEFT folder whole or not at all, with the adapter's identity beside the weights."""
     target = Path(path)
     with staged_folder(target, replace=True) as folder:
-        peft_model.save_pretrained(folder, save_embedding_layers=False)
+        peft_model.save_pretrained(str(folder), save_embedding_layers=False)
         write_json(
             folder / METADATA,
             {

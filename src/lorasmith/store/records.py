@@ -24,7 +24,7 @@ class Table(Generic[Noun]):
 
     @property
     def noun_name(self) -> str:
-        return self.record.__tablename__.removesuffix("s")
+        return str(self.record.__tablename__).removesuffix("s")
 
     def add(self, row: Noun) -> Noun:
         """Insert a row; its files must exist already. Raises `Conflict` when the name is taken."""

@@ -59,7 +59,7 @@ def touches_embeddings(model: PreTrainedModel, adapter_folder: Path) -> bool:
     weights = adapter_folder / ADAPTER_WEIGHTS
     if not weights.is_file():
         return False  # load_adapter says so with more words
-    ends = {model.get_input_embeddings(), model.get_output_embeddings()}  # type: ignore[no-untyped-call]
+    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
     names = [name for name, module in model.named_modules() if module in ends]
     with safe_open(weights, framework="pt") as stored:
         return any(f".{name}." in key for key in stored.keys() for name in names)  # noqa: SIM118  not a dict
@@ -67,7 +67,7 @@ def touches_embeddings(model: PreTrainedModel, adapter_folder: Path) -> bool:
 
 def tied(model: PreTrainedModel) -> bool:
     """Whether the output layer and the input embedding share one weight."""
-    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output = model.get_output_embeddings()
     return output is not None and output.weight is model.get_input_embeddings().weight
 
 
@@ -84,7 +84,7 @@ def refuse_tied_training(adapter_folder: Path) -> None:
 
 def untie(model: PreTrainedModel) -> None:
     """Give the output layer a weight of its own, equal to the input embedding's."""
-    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output = model.get_output_embeddings()
     output.weight = nn.Parameter(output.weight.detach().clone())
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}  # else transformers drops the output layer from the saved file

@@ -178,7 +178,7 @@ def cache_with_room(model: PreTrainedModel, capacity: int) -> Cache:
     return cache
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class RoomyLayer(DynamicLayer):
     """Keys and values (B, heads, T, head_dim) as views into larger tensors: a step writes one column.
 
     The layer it replaces copies all earlier tokens at each step, more than half of the time of a small model.

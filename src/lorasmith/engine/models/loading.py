@@ -51,9 +51,11 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     """A causal LM in eval mode, every weight from the folder; raises `InvalidModel` when one is missing."""
     check_model_folder(folder)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (ValueError, KeyError, RuntimeError) as error:
         raise InvalidModel(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InvalidModel(f"{folder} lacks {len(missing)} weights, the first is {missing[0]!r}")

@@ -82,12 +82,12 @@ def answer(
         model, ids, max_new_tokens=room, stop_ids=stop_ids, temperature=spec.temperature, seed=spec.seed
     ):
         generated.append(token)
-        text = tokenizer.decode(generated, skip_special_tokens=True)
+        text = str(tokenizer.decode(generated, skip_special_tokens=True))
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):
             reply({"text": text[len(sent) :]})
             sent = text
     return GenerationResult(
-        text=tokenizer.decode(generated, skip_special_tokens=True),
+        text=str(tokenizer.decode(generated, skip_special_tokens=True)),
         stopped=len(generated) < room,
         prompt_tokens=len(ids),
         generated_tokens=len(generated),

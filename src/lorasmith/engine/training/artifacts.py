@@ -39,7 +39,7 @@ def write_adapter(
     spec, inputs = TrainingSpec.model_validate(order.spec), TrainingInputs.model_validate(order.inputs)
     with staged_folder(job / "adapter", replace=True) as folder:
         training.model.peft_config["default"].base_model_name_or_path = inputs.model_name
-        training.model.save_pretrained(folder, save_embedding_layers=False)
+        training.model.save_pretrained(str(folder), save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
         write_json(folder / "passport.json", passport(order, inputs, tokenizer, base_folder, result))
         write_json(folder / "training_config.json", spec.model_dump())

@@ -38,7 +38,7 @@ def save_checkpoint(job: Path, model: PeftModel, optimizer: torch.optim.AdamW, p
     """Write `checkpoints/step-…`; only when it is whole are older ones beyond `keep` removed."""
     target = job / FOLDER / f"step-{progress.step:06d}"
     with staged_folder(target, replace=True) as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False)
         state = optimizer.state
         tensors: dict[str, torch.Tensor] = {}
         for name, parameter in trainable(model).items():
