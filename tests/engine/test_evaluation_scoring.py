@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from lorasmith.engine.data.examples import read_examples
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.engine.evaluation.cases import few_shot, make_cases, read_examples
+from lorasmith.engine.evaluation.cases import few_shot, make_cases
 from lorasmith.engine.evaluation.scoring import Score, perplexity, score_examples
 from lorasmith.errors import Interrupted, InvalidData, InvalidModel
 from lorasmith.schemas.data import Example, Message

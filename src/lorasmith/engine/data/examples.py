@@ -17,16 +17,18 @@ CHECKED_PROMPTS = 100
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Canonical rows of a part, in file order."""
+    """The examples of a JSONL file. Raises `InvalidData` naming the file, the line and the field."""
     if not path.is_file():
-        raise NotFound(f"no dataset file {path}")
+        raise NotFound(f"no examples file {path}")
     examples = []
     with path.open(encoding="utf-8") as handle:
         for number, line in enumerate(handle, start=1):
             try:
                 examples.append(Example.model_validate_json(line))
             except ValidationError as error:
-                raise InvalidData(f"{path}:{number} is not a canonical example: {error.errors()[0]['msg']}") from error
+                first = error.errors(include_url=False)[0]
+                field = ".".join(str(part) for part in first["loc"]) or "the line"
+                raise InvalidData(f"{path}, line {number}: {field}: {first['msg']}") from error
     return examples
 
 

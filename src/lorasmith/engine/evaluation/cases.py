@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import RenderedExample, prompt_ids, render_example
-from lorasmith.errors import InvalidData, NotFound
+from lorasmith.errors import InvalidData
 from lorasmith.schemas.data import Example, Message
 
 
@@ -33,22 +31,6 @@ class FewShot:
     cases: list[Case]
     shots: list[Example]
     reason: str | None = None
-
-
-def read_examples(path: Path) -> list[Example]:
-    """The examples of a JSONL file. Raises `InvalidData` naming the file, the line and the field."""
-    if not path.is_file():
-        raise NotFound(f"no examples file {path}")
-    examples = []
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            try:
-                examples.append(Example.model_validate_json(line))
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                field = ".".join(str(part) for part in first["loc"]) or "the line"
-                raise InvalidData(f"{path}, line {number}: {field}: {first['msg']}") from error
-    return examples
 
 
 def make_case(tokenizer: PreTrainedTokenizerBase, example: Example, stop_ids: set[int]) -> Case:

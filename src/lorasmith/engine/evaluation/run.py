@@ -14,9 +14,10 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from lorasmith.engine.data.examples import read_examples
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.evaluation.bootstrap import mean_interval, mean_intervals, paired_differences
-from lorasmith.engine.evaluation.cases import Case, FewShot, few_shot, make_cases, read_examples
+from lorasmith.engine.evaluation.cases import Case, FewShot, few_shot, make_cases
 from lorasmith.engine.evaluation.conditions import Measured, answer_metrics, example_records, measure
 from lorasmith.engine.evaluation.metrics import parameter_count
 from lorasmith.engine.evaluation.report import report_html
