@@ -56,6 +56,7 @@ def training_job(tmp_path: Path) -> Callable[..., Path]:
             "gradient_accumulation_steps": 1,
             "num_epochs": 2,
             "precision": "fp32",
+            "memory": "lean",  # two jobs that measure may choose differently
             "log_every": 1,
             "save_every": 4,
             "max_seq_length": 128,

@@ -87,11 +87,11 @@ def test_the_batch_layout_does_not_change_the_result(qwen2_folder: Path, trainin
     assert losses[2] == pytest.approx(losses[0], abs=2e-4)
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 6, 7])
+@pytest.mark.parametrize(("stop_after", "memory"), [(1, "lean"), (5, "lean"), (6, "lean"), (7, "fast")])
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
-    qwen2_folder: Path, training_job: Job, stop_after: int, monkeypatch: pytest.MonkeyPatch
+    qwen2_folder: Path, training_job: Job, stop_after: int, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = training_job(qwen2_folder, "whole")
+    whole = training_job(qwen2_folder, "whole", memory=memory)
     expected = run_engine(whole)
 
     from lorasmith.engine.reporting import Reporter
@@ -102,7 +102,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
             if type == "step" and data["step"] == stop_after:
                 self.stop_requested = True
 
-    stopped = training_job(qwen2_folder, "stopped")
+    stopped = training_job(qwen2_folder, "stopped", memory=memory)
     with monkeypatch.context() as patched:
         patched.setattr("tests.engine.small_jobs.Reporter", StopsAfter)
         with pytest.raises(Interrupted, match=f"stopped after step {stop_after} of 12; everything is saved"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.models.packing import token_groups
 from lorasmith.engine.training.batches import IGNORED, LENGTH_STEP, pad_batch, plan_steps
 from lorasmith.engine.training.schedule import interval, learning_rate, warmup_length
 
@@ -29,14 +31,15 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert plans[0].row_indices(0) != plans[0].row_indices(5)
 
 
-def test_micro_batches_hold_the_rows_of_the_step_shortest_first() -> None:
-    plan = plan_steps(8, batch_size=2, accumulation=2, epochs=1, max_steps=None, seed=0)
-    lengths = [9, 3, 7, 1, 8, 2, 6, 4]
-    batches = plan.micro_batches(0, lengths)
-    flat = [index for batch in batches for index in batch]
-    assert sorted(flat) == sorted(plan.row_indices(0))
-    assert [lengths[index] for index in flat] == sorted(lengths[index] for index in flat)
-    assert [len(batch) for batch in batches] == [2, 2]
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), most=st.integers(1, 60))
+def test_token_groups_hold_each_row_once_and_no_more_tokens_than_asked(lengths: list[int], most: int) -> None:
+    order = list(reversed(range(len(lengths))))
+    groups = token_groups(order, lengths, most)
+    assert [index for group in groups for index in group] == order
+    for group in groups:
+        assert len(group) == 1 or sum(lengths[index] for index in group) <= most
+    for group, after in pairwise(groups):
+        assert sum(lengths[index] for index in group) + lengths[after[0]] > most
 
 
 def test_padding_is_known_by_length_not_by_its_id() -> None:

@@ -72,6 +72,15 @@ class TrainingSettings(BaseModel):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 where the CPU multiplies it natively."
     )
+    memory: Literal["auto", "fast", "lean"] = Field(
+        "auto",
+        description="fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.",
+    )
+    micro_batch_tokens: int = Field(
+        4096,
+        ge=1,
+        description="Tokens computed at once where rows are packed; batch_size counts where they are padded.",
+    )
     seed: int = Field(0, ge=0, description="Decides first weights, order of rows and dropout.")
     log_every: int = Field(5, ge=1, description="Optimizer steps between log lines.")
     eval_every: int = Field(50, ge=1, description="Optimizer steps between validation losses; fewer in a short run.")

@@ -1,15 +1,22 @@
-"""bf16 or fp32, chosen by measuring this machine."""
+"""bf16 or fp32, and weights as they are or packed, chosen by measuring this machine."""
 
 from __future__ import annotations
 
 import time
 from typing import Literal
 
+import psutil
 import torch
+from torch import Tensor
+
+from lorasmith.engine.lora.frozen import can_pack, pack_weight, packed_product
 
 Precision = Literal["bf16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+Memory = Literal["fast", "lean"]
 WORTHWHILE = 1.3  # bf16 must be this much faster to pay for its casts
+WORTH_A_COPY = 1.05  # packed products must be this much faster to pay for a second copy of the weights
+SPARE_SHARE = 0.5  # of the memory that is free, which packing may take
 
 
 def choose_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Precision:
@@ -19,12 +26,28 @@ def choose_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Precision:
     return "bf16" if matrix_seconds(torch.float32) > WORTHWHILE * matrix_seconds(torch.bfloat16) else "fp32"
 
 
-def matrix_seconds(dtype: torch.dtype) -> float:
-    """Seconds of the fastest of five (256, 1024) x (1024, 1024) products."""
-    left, right = torch.randn(256, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
+def choose_memory(wanted: Literal["auto", "fast", "lean"], dtype: torch.dtype, extra_bytes: int) -> Memory:
+    """fast where packed products are possible, measurably faster, and their `extra_bytes` fit into free memory."""
+    if wanted == "lean" or not can_pack(dtype):
+        return "lean"
+    if wanted == "fast":
+        return "fast"
+    if extra_bytes > SPARE_SHARE * psutil.virtual_memory().available:
+        return "lean"
+    return "fast" if matrix_seconds(dtype) > WORTH_A_COPY * matrix_seconds(dtype, packed=True) else "lean"
+
+
+def matrix_seconds(dtype: torch.dtype, *, packed: bool = False) -> float:
+    """Seconds of the fastest of five (512, 1024) x (1024, 2048) products."""
+    left, right = torch.randn(512, 1024).to(dtype), torch.randn(2048, 1024).to(dtype)
+    weight = pack_weight(right) if packed else right
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
-        torch.mm(left, right)
+        product(left, weight, packed)
         best = min(best, time.perf_counter() - began)
     return best
+
+
+def product(left: Tensor, weight: Tensor, packed: bool) -> Tensor:
+    return packed_product(left, weight, None) if packed else torch.mm(left, weight.t())

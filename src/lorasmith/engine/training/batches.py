@@ -21,7 +21,6 @@ class StepPlan:
 
     rows: int
     step_rows: int
-    micro_batch_rows: int
     total_steps: int
     seed: int
 
@@ -36,18 +35,13 @@ class StepPlan:
         random.Random(f"{self.seed}:{epoch}").shuffle(order)
         return order[within * self.step_rows : (within + 1) * self.step_rows]
 
-    def micro_batches(self, step: int, lengths: list[int]) -> list[list[int]]:
-        """The step's rows, shortest first, in micro-batches: similar lengths together need less padding."""
-        chosen = sorted(self.row_indices(step), key=lambda index: (lengths[index], index))
-        return [chosen[start : start + self.micro_batch_rows] for start in range(0, len(chosen), self.micro_batch_rows)]
-
 
 def plan_steps(
     rows: int, *, batch_size: int, accumulation: int, epochs: float, max_steps: int | None, seed: int
 ) -> StepPlan:
     step_rows = min(batch_size * accumulation, rows)
     total = max(1, round(epochs * math.ceil(rows / step_rows)))
-    return StepPlan(rows, step_rows, min(batch_size, rows), min(total, max_steps) if max_steps else total, seed)
+    return StepPlan(rows, step_rows, min(total, max_steps) if max_steps else total, seed)
 
 
 def pad_batch(rows: list[RenderedExample], pad_id: int) -> tuple[Tensor, Tensor]:

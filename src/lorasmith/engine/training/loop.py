@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from peft import PeftModel
 from torch.utils.tensorboard import SummaryWriter
 
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.engine.models.precision import Precision
 from lorasmith.engine.reporting import Reporter
-from lorasmith.engine.training.batches import StepPlan, pad_batch
+from lorasmith.engine.training.batches import StepPlan
 from lorasmith.engine.training.checkpoints import Progress, save_checkpoint, trainable
-from lorasmith.engine.training.loss import CompletionLoss
+from lorasmith.engine.training.computation import Computation
 from lorasmith.engine.training.schedule import interval, learning_rate, warmup_length
 from lorasmith.errors import JobFailed
 from lorasmith.schemas.training import TrainingSettings
@@ -30,17 +28,12 @@ class TrainingRun:
     job: Path
     model: PeftModel
     optimizer: torch.optim.AdamW
-    loss: CompletionLoss
+    computation: Computation
     plan: StepPlan
     settings: TrainingSettings
     train: list[RenderedExample]
     validation: list[RenderedExample]
-    pad_id: int
-    precision: Precision
     progress: Progress
-
-    def autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast("cpu", torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
 
 def train(run: TrainingRun, report: Reporter) -> bool:
@@ -57,7 +50,6 @@ def train(run: TrainingRun, report: Reporter) -> bool:
     if progress.step == 0:
         validate(run, report)
     began = time.perf_counter() - progress.seconds
-    run.model.train()
     with SummaryWriter(str(run.job / "tb")) as board:
         while progress.step < plan.total_steps:
             rate = learning_rate(
@@ -92,20 +84,15 @@ def optimizer_step(run: TrainingRun, rate: float) -> float:
     The mean is over all trained tokens of the step, so that 16 rows at once and 4 times 4 rows give the same update.
     """
     step, progress = run.progress.step, run.progress
-    torch.manual_seed(hash((run.plan.seed, step)))  # dropout depends on seed and step alone: resuming is exact
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    lengths = [len(row.ids) for row in run.train]
-    micro_batches = run.plan.micro_batches(step, lengths)
-    rows = [run.train[index] for batch in micro_batches for index in batch]
+    indices = run.plan.row_indices(step)
+    rows = [run.train[index] for index in indices]
     trained_tokens = sum(row.trained_tokens for row in rows)
-    total_nats = 0.0
-    for batch in micro_batches:
-        ids, labels = pad_batch([run.train[index] for index in batch], run.pad_id)
-        with run.autocast():
-            nats = run.loss(ids, labels)
-        (nats / trained_tokens).backward()
-        total_nats += nats.item()
+    total_nats = sum(
+        run.computation.gradients(batch, run.train, scale=1 / trained_tokens, step=step)
+        for batch in run.computation.micro_batches(indices, run.train)
+    )
     norm = torch.nn.utils.clip_grad_norm_(trainable(run.model).values(), run.settings.max_grad_norm).item()
     if not math.isfinite(total_nats) or not math.isfinite(norm):
         worst = [row.row for row in rows]
@@ -149,20 +136,13 @@ def log_step(run: TrainingRun, report: Reporter, board: SummaryWriter, rate: flo
     board.add_scalar("train/tokens_per_s", tokens_per_s, progress.step)
 
 
-@torch.inference_mode()
 def validate(run: TrainingRun, report: Reporter, board: SummaryWriter | None = None) -> None:
     """Mean loss in nats per trained token over the validation part, in the training precision."""
-    if not run.validation:
+    rows = run.validation
+    if not rows:
         return
-    run.model.eval()
-    rows = sorted(run.validation, key=lambda row: len(row.ids))
-    nats = 0.0
-    size = run.plan.micro_batch_rows
-    for start in range(0, len(rows), size):
-        ids, labels = pad_batch(rows[start : start + size], run.pad_id)
-        with run.autocast():
-            nats += run.loss(ids, labels).item()
-    run.model.train()
+    batches = run.computation.micro_batches(range(len(rows)), rows)
+    nats = sum(run.computation.loss(batch, rows) for batch in batches)
     loss = nats / sum(row.trained_tokens for row in rows)
     assert run.progress.validation is not None
     run.progress.validation.append((run.progress.step, loss))

@@ -18,23 +18,19 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, load_checkpoint, newest_checkpoint
+from lorasmith.engine.training.choices import Choices, choose_computation
 from lorasmith.engine.training.loop import TrainingRun, train
-from lorasmith.engine.training.loss import CompletionLoss
 from lorasmith.errors import Interrupted
-from lorasmith.files import read_json, write_json
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingSpec
-
-# Up to here materialised attention is faster on a CPU than the fused kernel (7,450 against 5,290 tokens/s on the
-# starter), and its square of the length is still small.
-SHORT_ROW_TOKENS = 512
 
 
 def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     """Train, or go on from the newest whole checkpoint of the folder. Raises `Interrupted` when asked to stop."""
     spec = TrainingSpec.model_validate(order.spec)
     inputs = TrainingInputs.model_validate(order.inputs)
-    precision = decided_precision(folder, spec, report)
+    choices = Choices(folder, report)
+    precision = choices.once("precision", lambda: choose_precision(spec.training.precision))
 
     report("phase", name="load")
     base_folder = model_folder(inputs.model_folder)
@@ -53,8 +49,6 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     validation = validation_part(inputs, tokenizer, stop_ids, max_tokens)
     report_rows(report, part, validation)
 
-    if max(len(row.ids) for row in part.rows) <= SHORT_ROW_TOKENS:
-        base.set_attn_implementation("eager")
     torch.manual_seed(spec.training.seed)
     lora = LoRAConfig(
         r=spec.lora.rank,
@@ -65,14 +59,15 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     )
     base.requires_grad_(False)
     model = get_peft_model(base, lora.to_peft_config())
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = TrainingRun(
         job=folder,
         model=model,
         optimizer=torch.optim.AdamW(
-            parameters, lr=spec.training.learning_rate, weight_decay=spec.training.weight_decay
+            parameters, lr=spec.training.learning_rate, weight_decay=spec.training.weight_decay, fused=True
         ),
-        loss=CompletionLoss(base, len(tokenizer)),
+        computation=choose_computation(choices, model, tokenizer, spec.training, precision, part.rows, report),
         plan=plan_steps(
             len(part.rows),
             batch_size=spec.training.batch_size,
@@ -84,8 +79,6 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         settings=spec.training,
         train=part.rows,
         validation=validation.rows if validation else [],
-        pad_id=int(tokenizer.pad_token_id or 0),
-        precision=precision,
         progress=Progress(),
     )
     checkpoint = newest_checkpoint(folder)
@@ -100,27 +93,9 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
             hint=f"lorasmith train --resume {order.id}",
         )
     report("phase", name="save")
-    result = measured(training, part)
+    result = measured(training, part, counts, precision)
     write_adapter(folder, order, training, tokenizer, base_folder, result)
     return result
-
-
-def decided_precision(folder: Path, spec: TrainingSpec, report: Reporter) -> Precision:
-    """What was measured when the run began; a resumed run keeps it, and says when the machine has changed."""
-    path = folder / "machine.json"
-    now = {"threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__}
-    if path.exists():
-        before = read_json(path)
-        for key, value in now.items():
-            if before[key] != value:
-                report(
-                    "warning", text=f"{key} was {before[key]} and is {value}: the run is no longer exactly repeatable"
-                )
-        stored: Precision = before["precision"]
-        return stored
-    precision = choose_precision(spec.training.precision)
-    write_json(path, {"precision": precision, **now})
-    return precision
 
 
 def validation_part(
@@ -147,10 +122,12 @@ def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart |
     )
 
 
-def measured(training: TrainingRun, part: RenderedPart) -> TrainingResult:
+def measured(
+    training: TrainingRun, part: RenderedPart, counts: list[tuple[int, bool]], precision: Precision
+) -> TrainingResult:
+    """`counts` are elements and whether they train, per parameter."""
     progress = training.progress
     losses = [loss for _, loss in progress.validation or []]
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in training.model.parameters()]
     return TrainingResult(
         adapter_folder="adapter",
         total_steps=progress.step,
@@ -164,7 +141,7 @@ def measured(training: TrainingRun, part: RenderedPart) -> TrainingResult:
         trainable_parameters=sum(count for count, trains in counts if trains),
         total_parameters=sum(count for count, _ in counts),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        precision=training.precision,
+        precision=precision,
         threads=torch.get_num_threads(),
         rows={"trained": len(part.rows), "cut": part.cut, "dropped": part.dropped},
     )

@@ -1,0 +1,47 @@
+"""Dropout whose mask is a function of seed, step and row alone, however rows are packed or split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class RowDropout:
+    """One stream of random numbers per row; each layer of a forward pass takes its masks from them in turn."""
+
+    def __init__(self, seed: int, step: int, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """`rows` name the packed rows, `lengths` are their tokens."""
+        self.streams = [np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, step, row)))) for row in rows]
+        self.lengths = lengths
+
+    def dropped(self, width: int, share: float) -> Tensor:
+        """Flat indices into (T, width) of the next mask's zeros, each element with probability `share`."""
+        found, start = [], 0
+        for stream, length in zip(self.streams, self.lengths, strict=True):
+            found.append(bernoulli_positions(stream, length * width, share) + start)
+            start += length * width
+        return torch.from_numpy(np.concatenate(found))
+
+
+def bernoulli_positions(
+    stream: np.random.Generator, size: int, share: float
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Which of `size` independent trials succeed, ascending.
+
+    The gaps between successes are geometric, floor(E / -log(1 - share)) with E exponential, so only the successes cost.
+    """
+    rate = -math.log1p(-share)
+    expected = size * share
+    chunk = int(expected + 6 * math.sqrt(expected) + 16)
+    parts: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+    last = -1
+    while last < size:
+        gaps = (stream.standard_exponential(chunk) / rate).astype(np.int64) + 1
+        parts.append(last + np.cumsum(gaps))
+        last = int(parts[-1][-1])
+    positions = np.concatenate(parts)
+    return positions[: np.searchsorted(positions, size)]

@@ -1,0 +1,81 @@
+"""Norm, gate and rotation with their gradients, written into given tensors.
+
+Each reads and writes a tensor once, in blocks of rows that stay in the cache, and computes in fp32 where it would matter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ROWS = 64  # of an MLP activation at a time: 64 x 4,864 x 2 bytes lie in a 1 MB cache
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to sum in: at least fp32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, inverse: Tensor) -> None:
+    """out = x · inverse · weight, inverse = 1 / sqrt(mean(x²) + eps); https://arxiv.org/abs/1910.07467.
+
+    x, out (…, H); weight (H,); inverse (…, 1) in fp32 or wider.
+    """
+    values = x.to(inverse.dtype)
+    inverse.copy_(torch.rsqrt(values.square().mean(-1, keepdim=True) + eps))
+    out.copy_(values.mul_(inverse) if values is not x else values * inverse).mul_(weight)
+
+
+def rms_norm_backward(x: Tensor, weight: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
+    """Gradient of x, in the dtype of `inverse`; `gradient` is that of out."""
+    scaled = gradient.to(inverse.dtype) * weight
+    normal = x.to(inverse.dtype) * inverse
+    scaled.addcmul_(normal, (scaled * normal).mean(-1, keepdim=True), value=-1)
+    return scaled.mul_(inverse)
+
+
+def gate(kind: str, gates: Tensor, ups: Tensor, out: Tensor) -> None:
+    """out = activation(gates) · ups, all (T, I); https://arxiv.org/abs/2002.05202."""
+    for start in range(0, len(gates), ROWS):
+        rows = slice(start, start + ROWS)
+        torch.mul(activate(kind, gates[rows]), ups[rows], out=out[rows])
+
+
+def gate_backward(kind: str, gradient: Tensor, gates: Tensor, ups: Tensor, out: Tensor) -> None:
+    """Recompute `out` and put the gradients of gates and ups in their places."""
+    for start in range(0, len(gates), ROWS):
+        rows = slice(start, start + ROWS)
+        active = activate(kind, gates[rows])
+        torch.mul(active, ups[rows], out=out[rows])
+        through = gradient[rows] * ups[rows]
+        torch.mul(gradient[rows], active, out=ups[rows])
+        gates[rows] = activate_backward(kind, through, gates[rows])
+
+
+def activate(kind: str, x: Tensor) -> Tensor:
+    if kind == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def activate_backward(kind: str, gradient: Tensor, x: Tensor) -> Tensor:
+    if kind == "silu":
+        return torch.ops.aten.silu_backward(gradient, x)  # type: ignore[no-any-return]
+    approximate = "tanh" if kind == "gelu_tanh" else "none"
+    return torch.ops.aten.gelu_backward(gradient, x, approximate=approximate)  # type: ignore[no-any-return]
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor, *, pass_scale: float = 1.0) -> None:
+    """Rotary positions, https://arxiv.org/abs/2104.09864: halves (a, b) become (a·cos − b·sin, b·cos + a·sin).
+
+    x, out (heads, T, group, head_dim); cosine, sine (T, 1, half). What lies beyond the two halves, where only a part is
+    rotated, is multiplied by `pass_scale`. With −sine it is the inverse, which is also the gradient.
+    """
+    half = cosine.shape[-1]
+    first, second = x[..., :half].to(cosine.dtype), x[..., half : 2 * half].to(cosine.dtype)
+    out[..., :half] = (first * cosine).addcmul_(second, sine, value=-1)
+    out[..., half : 2 * half] = (second * cosine).addcmul_(first, sine)
+    if 2 * half < x.shape[-1]:
+        torch.mul(x[..., 2 * half :], pass_scale, out=out[..., 2 * half :])

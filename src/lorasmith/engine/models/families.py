@@ -1,0 +1,242 @@
+"""What the packed decoder needs to know of a transformers model, read from the modules of the families that it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import Tensor, nn
+
+from lorasmith.engine.lora.frozen import FrozenMatrix, PackedMatrix, PlainMatrix
+from lorasmith.engine.lora.group import LoRAGroup, LowRank
+from lorasmith.engine.models.attention import Heads
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma")
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+class NotPacked(Exception):
+    """Why a model or an adapter is not computed by the packed decoder."""
+
+
+@dataclass
+class Layer:
+    """One decoder layer. Norm weights are what the normalised input is multiplied by; q and k norms (head_dim,) or None."""
+
+    first_norm: Tensor
+    second_norm: Tensor
+    qkv: LoRAGroup
+    out: LoRAGroup
+    gate_up: LoRAGroup
+    down: LoRAGroup
+    heads: Heads
+    scale: float
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+
+    @property
+    def groups(self) -> list[LoRAGroup]:
+        return [self.qkv, self.out, self.gate_up, self.down]
+
+    @property
+    def trained(self) -> bool:
+        return any(group.updates for group in self.groups)
+
+
+@dataclass
+class Decoder:
+    """A causal LM: embedding (V, H) times `embedding_scale`, layers, final norm, head (V, H)."""
+
+    embedding: Tensor
+    embedding_scale: float
+    layers: list[Layer]
+    final_norm: Tensor
+    head: FrozenMatrix
+    eps: float
+    activation: str
+    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    dtype: torch.dtype
+
+    @property
+    def groups(self) -> list[LoRAGroup]:
+        return [group for layer in self.layers for group in layer.groups]
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Adapted module → how its frozen weight is multiplied."""
+        return {update.module: group.weight.path for group in self.groups for update in group.updates}
+
+
+def read_decoder(model: PeftModel) -> Decoder:
+    """Describe the model, whose linear weights become views of one matrix per group: nothing is stored twice.
+
+    Raises `NotPacked` with the reason where the family, its configuration or the adapter is not covered.
+    """
+    base: Any = model.get_base_model()
+    config = base.config
+    check(config)
+    check_adapter(model)
+    modules = {id(module): name for name, module in base.named_modules()}
+
+    def group(name: str, *linears: nn.Module) -> LoRAGroup:
+        return read_group(name, linears, modules)
+
+    layers = []
+    for number, block in enumerate(base.model.layers):
+        attention, mlp = block.self_attn, block.mlp
+        if config.model_type == "phi3":
+            qkv, gate_up = group("qkv", attention.qkv_proj), group("gate_up", mlp.gate_up_proj)
+        else:
+            qkv = group("qkv", attention.q_proj, attention.k_proj, attention.v_proj)
+            gate_up = group("gate_up", mlp.gate_proj, mlp.up_proj)
+        layers.append(
+            Layer(
+                first_norm=norm_weight(config, block.input_layernorm),
+                second_norm=norm_weight(config, block.post_attention_layernorm),
+                qkv=qkv,
+                out=group("out", attention.o_proj),
+                gate_up=gate_up,
+                down=group("down", mlp.down_proj),
+                heads=Heads(
+                    key_heads=config.num_key_value_heads,
+                    group=config.num_attention_heads // config.num_key_value_heads,
+                    head_dim=attention.head_dim,
+                    window=window(config, number),
+                ),
+                scale=float(attention.scaling),
+                query_norm=attention.q_norm.weight.detach() if hasattr(attention, "q_norm") else None,
+                key_norm=attention.k_norm.weight.detach() if hasattr(attention, "k_norm") else None,
+            )
+        )
+    return Decoder(
+        embedding=base.model.embed_tokens.weight.detach(),
+        embedding_scale=config.hidden_size**0.5 if config.model_type == "gemma" else 1.0,
+        layers=layers,
+        final_norm=norm_weight(config, base.model.norm),
+        head=PlainMatrix(base.lm_head.weight.detach()),
+        eps=config.rms_norm_eps,
+        activation=ACTIVATIONS[config.hidden_act],
+        rotary=base.model.rotary_emb,
+        dtype=base.dtype,
+    )
+
+
+def pack_weights(decoder: Decoder, model: PeftModel) -> None:
+    """Replace every plain matrix by packed copies. The model's own linear weights are given up: it no longer runs."""
+    base: Any = model.get_base_model()
+    for group in decoder.groups:
+        group.weight = packed_matrix(group.weight)
+        for name in group.modules:
+            linear = base.get_submodule(name)
+            linear = getattr(linear, "base_layer", linear)
+            linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+    decoder.head = packed_matrix(decoder.head)
+
+
+def packing_bytes(decoder: Decoder) -> int:
+    """Memory that packing takes on top: a second copy of the layers' weights, and two of the head's, which the embedding keeps."""
+    matrices = [*(group.weight for group in decoder.groups), decoder.head, decoder.head]
+    return sum(matrix.weight.nbytes for matrix in matrices if isinstance(matrix, PlainMatrix))
+
+
+def packed_matrix(matrix: FrozenMatrix) -> FrozenMatrix:
+    return PackedMatrix(matrix.weight) if isinstance(matrix, PlainMatrix) else matrix
+
+
+def check(config: Any) -> None:
+    if config.model_type not in FAMILIES:
+        raise NotPacked(f"the family {config.model_type!r} is not one of {', '.join(FAMILIES)}")
+    if config.hidden_act not in ACTIVATIONS:
+        raise NotPacked(f"the activation {config.hidden_act!r} is not known")
+    for name in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
+        if getattr(config, name, 0):
+            raise NotPacked(f"the model's own {name} is {getattr(config, name)}")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise NotPacked("attention is not causal")
+
+
+def check_adapter(model: PeftModel) -> None:
+    """Only low-rank updates of linear layers are computed; whatever else trains needs PEFT."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ".lora_A." not in name and ".lora_B." not in name:
+            raise NotPacked(f"{name} is trained, which is no low-rank update")
+    for name, module in model.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        if type(module) is not PeftLinear or type(module.base_layer) is not nn.Linear:
+            raise NotPacked(f"{name} is a {type(module.get_base_layer()).__name__}, not a plain linear layer")
+        if module.lora_variant:
+            raise NotPacked(f"{name} uses a variant of LoRA")
+        if name.endswith(".lm_head"):
+            raise NotPacked("the output head is adapted")
+
+
+def read_group(name: str, linears: tuple[nn.Module, ...], modules: dict[int, str]) -> LoRAGroup:
+    """Join the weights of linear layers that read one input."""
+    bases: list[Any] = [getattr(linear, "base_layer", linear) for linear in linears]
+    biases = [base.bias for base in bases]
+    if any(bias is None for bias in biases):
+        bias = None
+        if any(bias is not None for bias in biases):
+            raise NotPacked(f"only some of {name} have a bias")
+    else:
+        bias = torch.cat([base.bias.detach() for base in bases])
+    updates, start = [], 0
+    for linear, base in zip(linears, bases, strict=True):
+        columns = slice(start, start + base.out_features)
+        start = columns.stop
+        if isinstance(linear, PeftLinear):
+            updates += read_updates(linear, modules[id(linear)], columns)
+    matrix = PlainMatrix(join_weights(bases))
+    return LoRAGroup(name, matrix, bias, [modules[id(linear)] for linear in linears], updates)
+
+
+def join_weights(bases: list[Any]) -> Tensor:
+    """One matrix (Σ out, in) whose rows the layers' own weights then view, so that nothing is stored twice."""
+    if len(bases) == 1:
+        return bases[0].weight.detach()
+    joined = torch.cat([base.weight.detach() for base in bases])
+    for base, rows in zip(bases, joined.split([base.out_features for base in bases]), strict=True):
+        base.weight = nn.Parameter(rows, requires_grad=False)
+    return joined
+
+
+def read_updates(linear: Any, module: str, columns: slice) -> list[LowRank]:
+    adapters = [name for name in linear.active_adapters if name in linear.lora_A]
+    if len(adapters) != 1:
+        raise NotPacked(f"{module} has {len(adapters)} active adapters")
+    name = adapters[0]
+    dropout = linear.lora_dropout[name]
+    return [
+        LowRank(
+            module=module,
+            columns=columns,
+            A=linear.lora_A[name].weight,
+            B=linear.lora_B[name].weight,
+            scale=linear.scaling[name],
+            dropout=float(getattr(dropout, "p", 0.0)),
+        )
+    ]
+
+
+def norm_weight(config: Any, norm: Any) -> Tensor:
+    """Gemma stores what is added to one."""
+    weight: Tensor = norm.weight.detach()
+    return weight + 1 if config.model_type == "gemma" else weight
+
+
+def window(config: Any, layer: int) -> int | None:
+    """Tokens that a layer sees back, itself included, or None for all."""
+    size: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    return size if size and (kinds is None or kinds[layer] == "sliding_attention") else None

@@ -1,0 +1,118 @@
+"""How the loss of rows and the gradients of the adapter are computed: by the packed decoder, or by PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.lora.dropout import RowDropout
+from lorasmith.engine.models.decoder import PackedDecoder
+from lorasmith.engine.models.families import Decoder, NotPacked, read_decoder
+from lorasmith.engine.models.packing import pack, token_groups
+from lorasmith.engine.models.precision import Precision
+from lorasmith.engine.training.batches import pad_batch
+from lorasmith.engine.training.loss import CompletionLoss
+
+PROBE_TOKENS = 24
+PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}  # of the largest hidden value; a wrong formula is off by far more
+
+
+class Computation(Protocol):
+    def micro_batches(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> list[list[int]]:
+        """Rows of an optimizer step in the parts that are computed one after the other."""
+        ...
+
+    def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
+        """Add the gradient of `scale` times the summed loss of those rows to the adapter's `.grad`; returns the sum in nats.
+
+        What is random depends on the seed, `step` and the rows alone.
+        """
+        ...
+
+    def loss(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> float:
+        """The summed loss in nats, without dropout."""
+        ...
+
+
+class PackedComputation:
+    """Rows without padding, head and loss at labels alone, adapters' gradients written out."""
+
+    def __init__(self, decoder: Decoder, *, seed: int, micro_batch_tokens: int) -> None:
+        self.decoder = PackedDecoder(decoder)
+        self.seed = seed
+        self.micro_batch_tokens = micro_batch_tokens
+
+    def micro_batches(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> list[list[int]]:
+        lengths = [len(row.ids) for row in rows]
+        order = sorted(indices, key=lambda index: (lengths[index], index))
+        return token_groups(order, lengths, self.micro_batch_tokens)
+
+    def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
+        packed = pack([rows[index] for index in indices])
+        return self.decoder.gradients(packed, scale, RowDropout(self.seed, step, indices, packed.lengths))
+
+    def loss(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> float:
+        return self.decoder.loss(pack([rows[index] for index in indices]))
+
+
+class PeftComputation:
+    """Padded batches through transformers, PEFT and autograd, for whatever the packed decoder does not know."""
+
+    def __init__(
+        self, model: PeftModel, loss: CompletionLoss, *, seed: int, pad_id: int, precision: Precision, batch_rows: int
+    ) -> None:
+        self.model = model
+        self.completion_loss = loss
+        self.seed = seed
+        self.pad_id = pad_id
+        self.precision = precision
+        self.batch_rows = batch_rows
+
+    def micro_batches(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> list[list[int]]:
+        """Shortest first: similar lengths together need less padding."""
+        order = sorted(indices, key=lambda index: (len(rows[index].ids), index))
+        return [order[start : start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
+
+    def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
+        torch.manual_seed(hash((self.seed, step, *indices)))
+        self.model.train()
+        nats = self.forward(indices, rows)
+        (nats * scale).backward()
+        return nats.item()
+
+    @torch.inference_mode()
+    def loss(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> float:
+        self.model.eval()
+        return self.forward(indices, rows).item()
+
+    def forward(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> torch.Tensor:
+        ids, labels = pad_batch([rows[index] for index in indices], self.pad_id)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.completion_loss(ids, labels)
+
+
+def checked_decoder(model: PeftModel, vocabulary_size: int, precision: Precision) -> Decoder:
+    """The model as the packed decoder reads it, if both compute the same on a probe.
+
+    Raises `NotPacked` with the reason; the model is then as it was.
+    """
+    base: nn.Module = model.get_base_model()
+    ids = [(7 * index + 3) % vocabulary_size for index in range(PROBE_TOKENS)]
+    decoder = read_decoder(model)
+    rows = pack([RenderedExample("probe", 0, ids, [True] * PROBE_TOKENS)])
+    with torch.no_grad():
+        was_training = model.training
+        model.eval()
+        reference = base.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, :-1]  # type: ignore[operator]
+        model.train(was_training)
+        packed = PackedDecoder(decoder)
+        ours = packed.normalised(packed.hidden(rows), rows)[0]
+    difference = ((ours - reference).abs().max() / reference.abs().max()).item()
+    if not difference <= PROBE_TOLERANCE[precision]:
+        raise NotPacked(f"on a probe its hidden states differ from transformers' by {difference:.2g} of the largest")
+    return decoder

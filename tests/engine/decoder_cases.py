@@ -1,0 +1,111 @@
+"""Tiny random models of every family that the packed decoder knows, and rows for them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lorasmith.engine.data.rendering import RenderedExample
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "mistral": {"sliding_window": 20, "head_dim": 16},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16},
+    "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "gemma": {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+}
+ALL_LINEAR = "all-linear"
+
+
+def tiny_base(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A model with weights, norms and biases all random, so that no term of a formula is hidden by a one or a zero."""
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES.get(family, {}), **changes})
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if "norm" in name or "bias" in name else 0.12))
+            if "norm" in name and family != "gemma":
+                parameter.add_(1)
+    return model.eval()
+
+
+def adapted(base: Any, *, rank: int = 4, dropout: float = 0.0, **settings: Any) -> PeftModel:
+    """LoRA on every linear layer unless told otherwise, with B away from zero."""
+    targets = settings.pop("target_modules", ALL_LINEAR)
+    config = LoraConfig(
+        r=rank, lora_alpha=6, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM", **settings
+    )
+    model = get_peft_model(base, config)
+    assert isinstance(model, PeftModel)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def random_rows(lengths: Iterable[int], *, vocabulary: int = 97, seed: int = 3) -> list[RenderedExample]:
+    """Rows with trained stretches in the middle and at the end, as answers of several turns are."""
+    rng = random.Random(seed)
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = [rng.randrange(3, vocabulary) for _ in range(length)]
+        trained = [index >= length // 2 or 3 <= index < length // 4 for index in range(length)]
+        rows.append(RenderedExample(str(number), number + 1, ids, trained))
+    return rows
+
+
+def reference_gradients(
+    model: PeftModel, rows: list[RenderedExample], scale: float
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Summed loss in nats and adapter gradients by PEFT, transformers and autograd, row by row without packing."""
+    total = 0.0
+    model.zero_grad(set_to_none=True)
+    for row in rows:
+        ids = torch.tensor([row.ids])
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        chosen = torch.tensor(row.trained[1:])
+        loss = F.cross_entropy(logits[chosen], ids[0, 1:][chosen], reduction="sum")
+        (loss * scale).backward()
+        total += loss.item()
+    return total, adapter_gradients(model)
+
+
+def adapter_gradients(model: PeftModel) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def worst_difference(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
+    """max|Δ| / max|g| of the worst tensor."""
+    assert ours.keys() == reference.keys()
+    return max(((ours[n] - reference[n]).abs().max() / reference[n].abs().max()).item() for n in reference)
