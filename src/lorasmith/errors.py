@@ -88,6 +88,21 @@ class Interrupted(LorasmithError):
     code = "interrupted"
 
 
+class Paused(Interrupted):
+    """Stopped to be resumed later."""
+
+    code = "paused"
+
+
+class Cancelled(Interrupted):
+    """Stopped for good; what was saved is still there."""
+
+    code = "cancelled"
+
+
+STOPS = {error.code: error for error in (Interrupted, Paused, Cancelled)}
+
+
 def closest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like `name`, or None when nothing is near."""
     matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,16 +19,21 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import render_example
 from lorasmith.engine.models.loading import load_adapter, load_model
+from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.batches import pad_batch
 from lorasmith.engine.training.checkpoints import newest_checkpoint, whole_checkpoints
+from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.loss import CompletionLoss
-from lorasmith.errors import Interrupted, InvalidModel, InvalidSpec
-from tests.engine.small_jobs import counting_examples, events, run_engine
+from lorasmith.errors import Cancelled, Interrupted, InvalidModel, InvalidSpec, JobFailed, Paused
+from lorasmith.jobs.folder import write_request
+from lorasmith.schemas.data import Message
+from lorasmith.schemas.jobs import JobRequest
+from tests.engine.small_jobs import counting_examples, events, run_engine, write_examples
 
 Job = Callable[..., Path]
 
@@ -187,8 +195,83 @@ def test_an_adapter_of_another_base_does_not_load(qwen2_folder: Path, starter: P
         load_adapter(load_model(starter), folder / "adapter")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(qwen2_folder: Path, training_job: Job) -> None:
-    from lorasmith.errors import JobFailed
+def poisoned(folder: Path, token: int) -> None:
+    """Make the embedding of one token infinite."""
+    weights_file = folder / "model.safetensors"
+    tensors = load_file(weights_file)
+    tensors["model.embed_tokens.weight"][token] = math.inf
+    save_file(tensors, weights_file, metadata={"format": "pt"})
 
-    with pytest.raises(JobFailed, match=r"not finite at step \d+ .*; rows \["):
-        run_engine(training_job(qwen2_folder, learning_rate=1e18, max_grad_norm=1e18, num_epochs=4))
+
+def test_a_step_that_is_not_finite_is_left_out_and_its_rows_are_named(
+    qwen2_folder: Path, training_job: Job, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    base = shutil.copytree(qwen2_folder, tmp_path / "base")
+    poisoned(base, int(tokenizer.convert_tokens_to_ids("~")))
+    folder = training_job(base, num_epochs=2)
+    examples = counting_examples(24)
+    messages = [Message(role="user", content="~"), Message(role="assistant", content="tilde")]
+    rare = examples[9] = examples[9].model_copy(update={"messages": messages})
+    write_examples(tmp_path / "train.jsonl", examples)
+    run_engine(folder)
+    warnings = [event["text"] for event in events(folder, "warning")]
+    assert len(warnings) == 2  # once in each epoch
+    for text in warnings:
+        assert re.fullmatch(rf"step \d+ is left out: its loss is nan; rows \[{rare.row}\]", text)
+    assert all(tensor.isfinite().all() for tensor in weights(folder).values())
+
+
+def test_a_run_that_explodes_stops_with_its_last_finite_adapter(qwen2_folder: Path, training_job: Job) -> None:
+    folder = training_job(qwen2_folder, learning_rate=1e18, max_grad_norm=1e18, num_epochs=4)
+    with pytest.raises(JobFailed, match=r"step \d+ cannot be taken: .*; 3 steps were left out before it; rows \["):
+        run_engine(folder)
+    state = load_file(whole_checkpoints(folder)[-1] / "state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+@pytest.mark.parametrize(("value", "code"), [(math.nan, "non_finite"), (0.0, "nothing_learned")])
+def test_an_adapter_that_is_no_result_is_not_called_one(value: float, code: str) -> None:
+    with pytest.raises(JobFailed) as failure:
+        check_result(
+            {"q.lora_A.default.weight": torch.ones(2, 3), "q.lora_B.default.weight": torch.full((3, 2), value)}
+        )
+    assert failure.value.code == code
+
+
+@pytest.mark.parametrize(("asked", "error"), [("pause", Paused), ("cancel", Cancelled), ("checkpoint", None)])
+def test_a_control_file_acts_within_a_step(
+    qwen2_folder: Path, training_job: Job, asked: str, error: type[Interrupted] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asks(Reporter):
+        def __call__(self, type: str, **data: Any) -> None:
+            super().__call__(type, **data)
+            if type == "step" and data["step"] == 2:
+                write_request(self.path.parent, JobRequest(asked))
+
+    monkeypatch.setattr("tests.engine.small_jobs.Reporter", Asks)
+    folder = training_job(qwen2_folder)
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        run_engine(folder)
+    saved = [event["step"] for event in events(folder, "checkpoint")]
+    assert saved == ([2] if error else [2, 4, 8, 12])
+    assert not (folder / "control.json").exists()
+
+
+def test_training_through_peft_is_said(qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorasmith.engine.models.families.FAMILIES", ("llama",))
+    folder = training_job(qwen2_folder, max_steps=3)
+    run_engine(folder)
+    notes = [event["text"] for event in events(folder, "note")]
+    assert "trains through PEFT, several times slower: the family 'qwen2' is not one of llama" in notes
+    assert not events(folder, "paths")
+
+
+def test_peft_and_the_packed_decoder_learn_the_same(
+    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all"}
+    packed = run_engine(training_job(qwen2_folder, "packed", lora=lora))
+    monkeypatch.setattr("lorasmith.engine.models.families.FAMILIES", ())
+    peft = run_engine(training_job(qwen2_folder, "peft", lora=lora))
+    assert packed["training_loss"] == pytest.approx(peft["training_loss"], abs=2e-4)  # float32, 12 AdamW updates
+    assert packed["validation_loss"] == pytest.approx(peft["validation_loss"], abs=2e-4)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from lorasmith.cli.context import open_workbench
-from lorasmith.cli.output import print_json, print_table
+from lorasmith.cli.output import console_err, print_json, print_table
+from lorasmith.schemas.jobs import JobRequest
 
 app = typer.Typer(help="Jobs that ran or run", no_args_is_help=True)
 
@@ -59,6 +60,33 @@ def job_metrics(context: typer.Context, job: str) -> None:
     for event in jobs.job_events(workbench, jobs.show_job(workbench, job)):
         if event.type in ("step", "evaluation"):
             print(event.model_dump_json())
+
+
+@app.command("pause")
+def pause_job(context: typer.Context, job: str) -> None:
+    """Save a running training job and stop it, to go on with `train --resume`"""
+    ask(context, job, JobRequest.PAUSE)
+
+
+@app.command("cancel")
+def cancel_job(context: typer.Context, job: str) -> None:
+    """Save a running training job and stop it for good"""
+    ask(context, job, JobRequest.CANCEL)
+
+
+@app.command("checkpoint")
+def checkpoint_job(context: typer.Context, job: str) -> None:
+    """Save a running training job at its next step"""
+    ask(context, job, JobRequest.CHECKPOINT)
+
+
+def ask(context: typer.Context, name: str, request: JobRequest) -> None:
+    from lorasmith.services import jobs
+
+    workbench = open_workbench(context)
+    job = jobs.show_job(workbench, name)
+    jobs.ask(workbench, job, request)
+    console_err().print(f"asked {job.id} to {request} at its next step")
 
 
 @app.command("checkpoints")

@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
         if not isinstance(error, LorasmithError):
             traceback.print_exc()
         write_json(folder / "error.json", failure.model_dump())
-        report("ended", status="interrupted" if isinstance(error, Interrupted) else "failed", **failure.model_dump())
+        status = error.code if isinstance(error, Interrupted) else "failed"
+        report("ended", status=status, **failure.model_dump())
         return failure.exit_code
     write_json(folder / "result.json", result.model_dump(mode="json"))
     report("ended", status="completed")

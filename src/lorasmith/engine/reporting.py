@@ -7,10 +7,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from lorasmith.files import disk_errors
-from lorasmith.schemas.jobs import now
+from lorasmith.errors import Cancelled, Interrupted, Paused
+from lorasmith.files import disk_errors, read_json
+from lorasmith.schemas.jobs import JobRequest, now
 
-EVENTS = "events.jsonl"
+EVENTS, CONTROL = "events.jsonl", "control.json"
 
 
 class Reporter:
@@ -20,12 +21,26 @@ class Reporter:
         self.path = folder / EVENTS
         self.seq = count_whole_lines(self.path)
         self.stop_requested = False
+        self.stop: type[Interrupted] = Interrupted
 
     def __call__(self, type: str, **data: Any) -> None:
         self.seq += 1
         line = json.dumps({"seq": self.seq, "time": now().isoformat(), "type": type, "data": data}, ensure_ascii=False)
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as handle:
             handle.write(line + "\n")
+
+    def poll(self) -> bool:
+        """Read the control file: a pause or cancellation becomes a stop; returns whether a checkpoint is wanted now."""
+        path = self.path.parent / CONTROL
+        if not path.exists():
+            return False
+        request = JobRequest(read_json(path)["request"])
+        path.unlink()
+        if request is JobRequest.CHECKPOINT:
+            return True
+        self.stop_requested = True
+        self.stop = Paused if request is JobRequest.PAUSE else Cancelled
+        return False
 
     def obey_signals(self) -> None:
         """First SIGINT or SIGTERM asks for a stop at the next safe point; the second one ends the process."""

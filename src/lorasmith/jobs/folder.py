@@ -7,14 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lorasmith.files import read_json, write_json
-from lorasmith.schemas.jobs import Event, JobError, JobOrder
+from lorasmith.schemas.jobs import Event, JobError, JobOrder, JobRequest
 
 ORDER, EVENTS, LOG, RESULT, ERROR = "job.json", "events.jsonl", "log.txt", "result.json", "error.json"
+CONTROL = "control.json"
 
 
 def write_order(folder: Path, order: JobOrder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / ORDER, order.model_dump(mode="json"))
+
+
+def write_request(folder: Path, request: JobRequest) -> None:
+    """The engine reads it between two steps."""
+    write_json(folder / CONTROL, {"request": request.value})
 
 
 def read_result(folder: Path) -> dict[str, object] | None:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lorasmith.errors import Interrupted, JobFailed
-from lorasmith.jobs.folder import ERROR, LOG, RESULT, EventReader, log_tail, read_error, read_result
+from lorasmith.errors import STOPS, JobFailed
+from lorasmith.jobs.folder import CONTROL, ERROR, LOG, RESULT, EventReader, log_tail, read_error, read_result
 from lorasmith.schemas.jobs import Event
 
 POLL_S = 0.1
@@ -25,6 +25,7 @@ def start_engine(folder: Path) -> subprocess.Popen[bytes]:
     """Start the engine on a folder, in a session of its own: a closed terminal or a Ctrl-C does not reach it."""
     (folder / RESULT).unlink(missing_ok=True)
     (folder / ERROR).unlink(missing_ok=True)
+    (folder / CONTROL).unlink(missing_ok=True)
     with (folder / LOG).open("ab") as log:
         return spawn(folder, stdin=subprocess.DEVNULL, stdout=log.fileno(), stderr=log.fileno())
 
@@ -89,6 +90,6 @@ def outcome(folder: Path, returncode: int) -> dict[str, object]:
             code="oom" if returncode == -signal.SIGKILL else "crashed",
             hint=f"the whole log is {folder / LOG}",
         )
-    if error.reason_code == Interrupted.code:
-        raise Interrupted(error.message, hint=error.hint)
+    if error.reason_code in STOPS:
+        raise STOPS[error.reason_code](error.message, hint=error.hint)
     raise JobFailed(error.message, code=error.reason_code, hint=error.hint, exit_code=error.exit_code)

@@ -31,6 +31,14 @@ class JobStatus(StrEnum):
 ENDED = {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.INTERRUPTED}
 
 
+class JobRequest(StrEnum):
+    """What a running training job is asked to do at its next step, in `control.json`."""
+
+    CHECKPOINT = "checkpoint"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
 def now() -> datetime:
     return datetime.now(UTC)
 

@@ -64,6 +64,11 @@ class TrainingSettings(BaseModel):
         "cosine", description="How the rate falls to zero after warm-up, or that it stays."
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Longer gradients are scaled down to this norm.")
+    max_skipped_steps: int = Field(
+        3,
+        ge=0,
+        description="Steps left out because their loss or gradient is not finite or explodes, before the run stops.",
+    )
     max_seq_length: int = Field(2048, ge=8, description="Tokens; never more than the model's context.")
     too_long: Literal["error", "cut", "drop"] = Field(
         "error",

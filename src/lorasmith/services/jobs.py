@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorasmith.errors import Conflict, Interrupted
+from lorasmith.errors import STOPS, Conflict
 from lorasmith.files import new_id
-from lorasmith.jobs.folder import EventReader, read_error, read_result, write_order
+from lorasmith.jobs.folder import EventReader, read_error, read_result, write_order, write_request
 from lorasmith.jobs.runner import follow, start_engine
-from lorasmith.schemas.jobs import ENDED, Event, Job, JobKind, JobOrder, JobStatus
+from lorasmith.schemas.jobs import ENDED, Event, Job, JobKind, JobOrder, JobRequest, JobStatus
 from lorasmith.services.job_outcomes import keep_outcome
 from lorasmith.services.workbench import Workbench
 
@@ -58,7 +58,7 @@ def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
 
 def settle(workbench: Workbench, job: Job) -> Job:
     """Bring an unfinished row up to date with its folder, also when nobody watched the engine end."""
-    if job.status in ENDED and job.status is not JobStatus.INTERRUPTED:
+    if job.pid is None and job.status is not JobStatus.QUEUED:
         return job
     folder = workbench.path(job.folder)
     result, error = read_result(folder), read_error(folder)
@@ -66,8 +66,7 @@ def settle(workbench: Workbench, job: Job) -> Job:
         keep_outcome(workbench, job, result)
         job.status, job.result = JobStatus.COMPLETED, result
     elif error is not None:
-        interrupted = error.reason_code == Interrupted.code
-        job.status = JobStatus.INTERRUPTED if interrupted else JobStatus.FAILED
+        job.status = JobStatus(error.reason_code) if error.reason_code in STOPS else JobStatus.FAILED
         job.reason_code, job.reason = error.reason_code, error.message
     elif job.pid is not None and not is_running(job.pid):
         job.status, job.reason_code = JobStatus.INTERRUPTED, "crashed"
@@ -104,12 +103,21 @@ def job_events(workbench: Workbench, job: Job, *, type: str | None = None) -> li
     return [event for event in EventReader(workbench.path(job.folder)).new_events() if type in (None, event.type)]
 
 
+def ask(workbench: Workbench, job: Job, request: JobRequest) -> None:
+    """Ask a running training job to save, pause or cancel at its next step; raises `Conflict` when it does not run."""
+    if job.pid is None:
+        raise Conflict(f"{job.id} is {job.status}, so it cannot {request}")
+    if job.kind is not JobKind.TRAINING:
+        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can {request}")
+    write_request(workbench.path(job.folder), request)
+
+
 def resumable(job: Job) -> Job:
     """The job, if it can go on; raises `Conflict` saying why not."""
     if job.kind is not JobKind.TRAINING:
         raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can go on from a checkpoint")
     if job.status is JobStatus.COMPLETED:
         raise Conflict(f"{job.id} is completed, there is nothing left to do", hint="train again with another --name")
-    if job.status not in ENDED:
+    if job.status not in {*ENDED, JobStatus.PAUSED}:
         raise Conflict(f"{job.id} is {job.status}, process {job.pid} runs it")
     return job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,8 +26,10 @@ class Progress:
     trained_tokens: int = 0
     interval_nats: float = 0.0
     interval_tokens: int = 0
-    losses: list[float] | None = None
-    validation: list[tuple[int, float]] | None = None
+    skipped: int = 0
+    losses: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
 
 
 def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -79,8 +81,10 @@ def load_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.AdamW
         with torch.no_grad():
             parameter.copy_(tensors[f"weight.{name}"])
         optimizer.state[parameter] = {
-            key: tensors[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+            key: tensors[f"{key}.{name}"].clone()
+            for key in ("step", "exp_avg", "exp_avg_sq")
+            if f"{key}.{name}" in tensors
         }
     values = read_json(folder / "progress.json")
-    values["validation"] = [(int(step), float(loss)) for step, loss in values["validation"] or []]
+    values["validation"] = [(int(step), float(loss)) for step, loss in values["validation"]]
     return Progress(**values)

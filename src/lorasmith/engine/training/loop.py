@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.batches import StepPlan
 from lorasmith.engine.training.checkpoints import Progress, save_checkpoint, trainable
 from lorasmith.engine.training.computation import Computation
+from lorasmith.engine.training.guards import REMEMBERED_NORMS, suspects, trouble
 from lorasmith.engine.training.schedule import interval, learning_rate, warmup_length
 from lorasmith.errors import JobFailed
 from lorasmith.schemas.training import TrainingSettings
@@ -45,8 +45,6 @@ def train(run: TrainingRun, report: Reporter) -> bool:
     warmup = warmup_length(settings.warmup_steps, plan.total_steps)
     if warmup < settings.warmup_steps:
         report("note", text=f"warm-up is {warmup} steps, a tenth of the run, instead of {settings.warmup_steps}")
-    progress.losses = progress.losses or []
-    progress.validation = progress.validation or []
     if progress.step == 0:
         validate(run, report)
     began = time.perf_counter() - progress.seconds
@@ -59,18 +57,19 @@ def train(run: TrainingRun, report: Reporter) -> bool:
                 total=plan.total_steps,
                 kind=settings.lr_scheduler,
             )
-            gradient_norm = optimizer_step(run, rate)
+            gradient_norm = optimizer_step(run, report, rate)
             progress.step += 1
             progress.seconds = time.perf_counter() - began
             last = progress.step == plan.total_steps
             if progress.step % log_every == 0 or last:
                 log_step(run, report, board, rate, gradient_norm)
+            save_now = report.poll()
             stopping = report.stop_requested and not last
             if (progress.step % eval_every == 0 or last) and not stopping:
                 paused = time.perf_counter()
                 validate(run, report, board)
                 began += time.perf_counter() - paused  # validation is not training time
-            if progress.step % save_every == 0 or last or stopping:
+            if progress.step % save_every == 0 or last or stopping or save_now:
                 folder = save_checkpoint(run.job, run.model, run.optimizer, progress, settings.keep_checkpoints)
                 report("checkpoint", step=progress.step, folder=str(folder.relative_to(run.job)))
             if stopping:
@@ -78,7 +77,7 @@ def train(run: TrainingRun, report: Reporter) -> bool:
     return True
 
 
-def optimizer_step(run: TrainingRun, rate: float) -> float:
+def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
     """One update; returns the gradient norm before clipping.
 
     The mean is over all trained tokens of the step, so that 16 rows at once and 4 times 4 rows give the same update.
@@ -94,29 +93,43 @@ def optimizer_step(run: TrainingRun, rate: float) -> float:
         for batch in run.computation.micro_batches(indices, run.train)
     )
     norm = torch.nn.utils.clip_grad_norm_(trainable(run.model).values(), run.settings.max_grad_norm).item()
-    if not math.isfinite(total_nats) or not math.isfinite(norm):
-        worst = [row.row for row in rows]
+    if step == 0 and norm == 0:
+        raise JobFailed("no gradient reaches the adapter, so nothing would be learned", code="no_gradient")
+    reason = trouble(total_nats / trained_tokens, norm, progress.norms)
+    if reason is None:
+        run.optimizer.step()
+        progress.norms = [*progress.norms, norm][-REMEMBERED_NORMS:]
+        progress.interval_nats += total_nats
+        progress.interval_tokens += trained_tokens
+    run.optimizer.zero_grad(set_to_none=True)
+    if reason is not None:
+        skip(run, report, reason, suspects(run.computation, indices, run.train))
+    progress.tokens += sum(len(row.ids) for row in rows)
+    progress.trained_tokens += trained_tokens
+    return norm
+
+
+def skip(run: TrainingRun, report: Reporter, reason: str, rows: list[int]) -> None:
+    """Leave a step out and name its rows; raises `JobFailed`, with all saved, when it has happened too often."""
+    run.progress.skipped += 1
+    step = run.progress.step + 1
+    if run.progress.skipped > run.settings.max_skipped_steps:
+        folder = save_checkpoint(run.job, run.model, run.optimizer, run.progress, run.settings.keep_checkpoints)
         raise JobFailed(
-            f"loss or gradient is not finite at step {step + 1} (loss {total_nats / trained_tokens}, norm {norm}); rows {worst}",
+            f"step {step} cannot be taken: {reason}; {run.settings.max_skipped_steps} steps were left out before it; "
+            f"rows {rows}; the adapter as it was before is in {folder.relative_to(run.job)}",
             code="non_finite",
             hint="lower --set training.learning_rate, or look at those rows with `lorasmith data preview`",
         )
-    if step == 0 and norm == 0:
-        raise JobFailed("no gradient reaches the adapter, so nothing would be learned", code="no_gradient")
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    progress.tokens += sum(len(row.ids) for row in rows)
-    progress.trained_tokens += trained_tokens
-    progress.interval_nats += total_nats
-    progress.interval_tokens += trained_tokens
-    return norm
+    report("warning", text=f"step {step} is left out: {reason}; rows {rows}")
 
 
 def log_step(run: TrainingRun, report: Reporter, board: SummaryWriter, rate: float, gradient_norm: float) -> None:
     progress, plan = run.progress, run.plan
+    if not progress.interval_tokens:
+        return  # every step of the interval was left out
     loss = progress.interval_nats / progress.interval_tokens
     progress.interval_nats, progress.interval_tokens = 0.0, 0
-    assert progress.losses is not None
     progress.losses.append(loss)
     tokens_per_s = progress.tokens / progress.seconds
     report(
@@ -144,7 +157,6 @@ def validate(run: TrainingRun, report: Reporter, board: SummaryWriter | None = N
     batches = run.computation.micro_batches(range(len(rows)), rows)
     nats = sum(run.computation.loss(batch, rows) for batch in batches)
     loss = nats / sum(row.trained_tokens for row in rows)
-    assert run.progress.validation is not None
     run.progress.validation.append((run.progress.step, loss))
     report("evaluation", step=run.progress.step, loss=loss)
     if board is not None:

@@ -17,10 +17,10 @@ from lorasmith.engine.models.precision import DTYPES, Precision, choose_precisio
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
-from lorasmith.engine.training.checkpoints import Progress, load_checkpoint, newest_checkpoint
+from lorasmith.engine.training.checkpoints import Progress, load_checkpoint, newest_checkpoint, trainable
 from lorasmith.engine.training.choices import Choices, choose_computation
+from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.loop import TrainingRun, train
-from lorasmith.errors import Interrupted
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingSpec
 
@@ -88,10 +88,11 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
 
     report("phase", name="train")
     if not train(training, report):
-        raise Interrupted(
+        raise report.stop(
             f"stopped after step {training.progress.step} of {training.plan.total_steps}; everything is saved",
             hint=f"lorasmith train --resume {order.id}",
         )
+    check_result({name: parameter.detach() for name, parameter in trainable(model).items()})
     report("phase", name="save")
     result = measured(training, part, counts, precision)
     write_adapter(folder, order, training, tokenizer, base_folder, result)
@@ -127,12 +128,12 @@ def measured(
 ) -> TrainingResult:
     """`counts` are elements and whether they train, per parameter."""
     progress = training.progress
-    losses = [loss for _, loss in progress.validation or []]
+    losses = [loss for _, loss in progress.validation]
     return TrainingResult(
         adapter_folder="adapter",
         total_steps=progress.step,
         epochs=progress.step / training.plan.steps_per_epoch,
-        training_loss=progress.losses or [],
+        training_loss=progress.losses,
         validation_loss=losses[-1] if losses else None,
         best_validation_loss=min(losses) if losses else None,
         training_time_seconds=progress.seconds,
