@@ -54,6 +54,21 @@ def test_loss_and_gradients_equal_peft_row_by_row(family: str, packed: bool) -> 
     assert worst_difference(adapter_gradients(model), reference) <= 1e-5  # fp32, sums of up to 121 tokens
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_layers_computed_again_give_the_same_gradients(dropout: float) -> None:
+    rows = pack(random_rows(LENGTHS))
+    found, sizes = [], []
+    for recompute in (False, True):
+        model = adapted(tiny_base("qwen3", num_hidden_layers=8), dropout=dropout)
+        decoder = PackedDecoder(read_decoder(model), recompute=recompute)
+        decoder.gradients(rows, 0.01, RowDropout(0, 0, range(len(LENGTHS)), rows.lengths))
+        found.append(adapter_gradients(model))
+        sizes.append(decoder.workspace.size_bytes)
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+    assert sizes[1] < 0.5 * sizes[0]
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_rows_of_several_blocks_equal_peft(family: str) -> None:
     lengths = [KEPT_TOKENS + 90, 2 * BLOCK, BLOCK + 1, 5]

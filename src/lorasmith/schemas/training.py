@@ -81,6 +81,9 @@ class TrainingSettings(BaseModel):
         "auto",
         description="fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.",
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute each layer again in the backward pass: a third slower, memory of one layer."
+    )
     micro_batch_tokens: int = Field(
         4096,
         ge=1,

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Dropout(Protocol):
+    def dropped(self, width: int, share: float) -> Tensor:
+        """Flat indices into (T, width) of the next mask's zeros, each element with probability `share`."""
+        ...
 
 
 class RowDropout:
@@ -19,12 +26,34 @@ class RowDropout:
         self.lengths = lengths
 
     def dropped(self, width: int, share: float) -> Tensor:
-        """Flat indices into (T, width) of the next mask's zeros, each element with probability `share`."""
         found, start = [], 0
         for stream, length in zip(self.streams, self.lengths, strict=True):
             found.append(bernoulli_positions(stream, length * width, share) + start)
             start += length * width
         return torch.from_numpy(np.concatenate(found))
+
+
+class RecordedDropout:
+    """Keeps the masks that it hands out, so that a layer computed again gets the same."""
+
+    def __init__(self, source: Dropout) -> None:
+        self.source = source
+        self.masks: list[Tensor] = []
+
+    def dropped(self, width: int, share: float) -> Tensor:
+        self.masks.append(self.source.dropped(width, share))
+        return self.masks[-1]
+
+    def replay(self) -> Dropout:
+        return ReplayedDropout(iter(self.masks))
+
+
+class ReplayedDropout:
+    def __init__(self, masks: Iterator[Tensor]) -> None:
+        self.masks = masks
+
+    def dropped(self, width: int, share: float) -> Tensor:
+        return next(self.masks)
 
 
 def bernoulli_positions(

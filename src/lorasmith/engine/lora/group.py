@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from lorasmith.engine.lora.dropout import RowDropout
+from lorasmith.engine.lora.dropout import Dropout
 from lorasmith.engine.lora.frozen import FrozenMatrix
 from lorasmith.engine.models.workspace import Workspace
 
@@ -56,7 +56,7 @@ class LoRAGroup:
             self.down = torch.cat([update.A.detach().to(dtype) for update in self.updates])
             self.up = [update.B.detach().t().to(dtype).contiguous() for update in self.updates]
 
-    def forward(self, x: Tensor, dropout: RowDropout | None, workspace: Workspace, tag: str) -> tuple[Tensor, Saved]:
+    def forward(self, x: Tensor, dropout: Dropout | None, workspace: Workspace, tag: str) -> tuple[Tensor, Saved]:
         """y (T, out) and what `backward` needs; `tag` keeps the tensors of layers apart."""
         y = self.weight.forward(x, self.bias, workspace, f"y.{self.name}.{tag}")
         if self.down is None:

@@ -6,12 +6,14 @@ here, lies in a workspace, and is overwritten by its own gradient where it is re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lorasmith.engine.lora.dropout import RowDropout
+from lorasmith.engine.lora.dropout import Dropout, RecordedDropout
 from lorasmith.engine.lora.group import Saved
 from lorasmith.engine.models.attention import attend, attend_backward, kept_size
 from lorasmith.engine.models.elementwise import gate, gate_backward, rms_norm, rms_norm_backward, rotate, wide
@@ -19,6 +21,8 @@ from lorasmith.engine.models.families import Decoder, Layer
 from lorasmith.engine.models.head import cross_entropy, cross_entropy_with_gradient
 from lorasmith.engine.models.packing import PackedRows
 from lorasmith.engine.models.workspace import Workspace
+
+SPARE = "spare"  # one set of buffers for every layer whose tensors nobody reads again
 
 
 @dataclass
@@ -42,10 +46,15 @@ class LayerSaved:
 
 
 class PackedDecoder:
-    """Loss and adapter gradients of packed rows."""
+    """Loss and adapter gradients of packed rows.
 
-    def __init__(self, decoder: Decoder) -> None:
+    With `recompute` a layer keeps only its input and is computed again in the backward pass: a third more products, and
+    the memory of one layer instead of all (gradient checkpointing, https://arxiv.org/abs/1604.06174).
+    """
+
+    def __init__(self, decoder: Decoder, *, recompute: bool = False) -> None:
         self.decoder = decoder
+        self.recompute = recompute
         self.workspace = Workspace(decoder.dtype)
         self.lowest = next((number for number, layer in enumerate(decoder.layers) if layer.trained), 0)
 
@@ -56,9 +65,9 @@ class PackedDecoder:
         return cross_entropy(hidden, rows.targets, self.decoder.head, self.workspace)
 
     @torch.no_grad()
-    def gradients(self, rows: PackedRows, scale: float, dropout: RowDropout | None) -> float:
+    def gradients(self, rows: PackedRows, scale: float, dropout: Dropout | None) -> float:
         """Add the gradient of `scale` times the summed loss to the adapters' `.grad`; returns the sum in nats."""
-        saved: list[LayerSaved] = []
+        saved: list[Callable[[], LayerSaved]] = []
         positions = self.positions(rows)
         last = self.forward(rows, positions, dropout, saved)
         hidden, chosen, inverse = self.normalised(last, rows)
@@ -66,7 +75,7 @@ class PackedDecoder:
         dx = self.workspace.take("gradient", *last.shape).zero_()
         dx[rows.labelled] = rms_norm_backward(chosen, self.decoder.final_norm, inverse, gradient).to(dx.dtype)
         for number in reversed(range(self.lowest, len(self.decoder.layers))):
-            self.layer_backward(self.decoder.layers[number], saved[number], rows, positions, dx, number > self.lowest)
+            self.layer_backward(self.decoder.layers[number], saved.pop()(), rows, positions, dx, number > self.lowest)
         return nats
 
     @torch.no_grad()
@@ -85,10 +94,13 @@ class PackedDecoder:
         self,
         rows: PackedRows,
         positions: tuple[Tensor, Tensor],
-        dropout: RowDropout | None,
-        saved: list[LayerSaved] | None,
+        dropout: Dropout | None,
+        saved: list[Callable[[], LayerSaved]] | None,
     ) -> Tensor:
-        """Residual stream (T, H) behind the last layer; appends one entry per layer to `saved` where it is given."""
+        """Residual stream (T, H) behind the last layer.
+
+        `saved` takes, for each layer that the backward pass reaches, how to get what that pass reads.
+        """
         decoder = self.decoder
         for group in decoder.groups:
             group.refresh(decoder.dtype)
@@ -96,12 +108,27 @@ class PackedDecoder:
         if decoder.embedding_scale != 1:
             x *= torch.tensor(decoder.embedding_scale, dtype=decoder.dtype)  # rounded first, as the family does
         for number, layer in enumerate(decoder.layers):
-            # Without a backward pass two layers' worth of buffers is enough: the residual stream goes from one to the other.
-            tag = str(number) if saved is not None and number >= self.lowest else f"spare{number % 2}"
-            x, kept = self.layer_forward(layer, x, rows, positions, dropout, tag)
-            if saved is not None:
-                saved.append(kept)
+            if saved is None or number < self.lowest:
+                x, _ = self.layer_forward(layer, x, rows, positions, dropout, SPARE)
+            elif self.recompute:
+                stream = self.workspace.take(f"stream.{number}", *x.shape).copy_(x)
+                recorded = RecordedDropout(dropout) if dropout else None
+                x, _ = self.layer_forward(layer, x, rows, positions, recorded, SPARE)
+                saved.append(partial(self.again, layer, stream, rows, positions, recorded))
+            else:
+                x, kept = self.layer_forward(layer, x, rows, positions, dropout, str(number))
+                saved.append(partial(returned, kept))
         return x
+
+    def again(
+        self,
+        layer: Layer,
+        x: Tensor,
+        rows: PackedRows,
+        positions: tuple[Tensor, Tensor],
+        recorded: RecordedDropout | None,
+    ) -> LayerSaved:
+        return self.layer_forward(layer, x, rows, positions, recorded.replay() if recorded else None, SPARE)[1]
 
     def positions(self, rows: PackedRows) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, 1, half), of each row as if it were alone: some families scale by a row's length."""
@@ -119,7 +146,7 @@ class PackedDecoder:
         x: Tensor,
         rows: PackedRows,
         positions: tuple[Tensor, Tensor],
-        dropout: RowDropout | None,
+        dropout: Dropout | None,
         tag: str,
     ) -> tuple[Tensor, LayerSaved]:
         tokens, heads, workspace = len(x), layer.heads, self.workspace
@@ -248,3 +275,7 @@ class PackedDecoder:
         back = self.workspace.take("unrotated", *gradient.shape)
         rotate(gradient, cosine, sine, back, pass_scale=pass_scale)
         raw.copy_(rms_norm_backward(raw, weight, inverse, back))
+
+
+def returned(kept: LayerSaved) -> LayerSaved:
+    return kept

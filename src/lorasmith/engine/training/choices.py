@@ -64,6 +64,8 @@ def choose_computation(
     except NotPacked as reason:
         report("note", text=f"trains through PEFT, several times slower: {reason}")
         base: Any = model.get_base_model()
+        if settings.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
         if max(len(row.ids) for row in rows) <= SHORT_ROW_TOKENS:
             base.set_attn_implementation("eager")
         return PeftComputation(
@@ -79,4 +81,9 @@ def choose_computation(
         pack_weights(decoder, model)
     retain_heap()
     report("paths", memory=memory, modules=decoder.paths)
-    return PackedComputation(decoder, seed=settings.seed, micro_batch_tokens=settings.micro_batch_tokens)
+    return PackedComputation(
+        decoder,
+        seed=settings.seed,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        recompute=settings.gradient_checkpointing,
+    )

@@ -42,8 +42,8 @@ class Computation(Protocol):
 class PackedComputation:
     """Rows without padding, head and loss at labels alone, adapters' gradients written out."""
 
-    def __init__(self, decoder: Decoder, *, seed: int, micro_batch_tokens: int) -> None:
-        self.decoder = PackedDecoder(decoder)
+    def __init__(self, decoder: Decoder, *, seed: int, micro_batch_tokens: int, recompute: bool = False) -> None:
+        self.decoder = PackedDecoder(decoder, recompute=recompute)
         self.seed = seed
         self.micro_batch_tokens = micro_batch_tokens
 
