@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,30 @@ def test_loss_and_gradients_equal_peft_row_by_row(family: str, packed: bool) -> 
     assert ours / trained == pytest.approx(nats / trained, abs=1e-6)  # fp32
     assert decoder.loss(pack(rows)) == pytest.approx(ours, abs=1e-4)
     assert worst_difference(adapter_gradients(model), reference) <= 1e-5  # fp32, sums of up to 121 tokens
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_a_shared_beginning_changes_no_gradient(family: str) -> None:
+    rows = random_rows([70, 58, 45, 31, 20, 64])
+    for number, (source, length) in {1: (0, 40), 2: (0, 40), 4: (0, 20), 5: (1, 57)}.items():  # 5 shares what 1 shares
+        row = rows[number]
+        rows[number] = replace(row, ids=[*rows[source].ids[:length], *row.ids[length:]])
+    model = adapted(tiny_base(family))
+    nats, reference = reference_gradients(model, rows, 0.01)
+    shared = pack(rows, share=True)
+    assert len(shared.ids) == sum(shared.lengths) - 40 - 40 - 20 - 57
+    assert decode(model).gradients(shared, 0.01, None) == pytest.approx(nats, rel=1e-6)
+    assert worst_difference(adapter_gradients(model), reference) <= 1e-5  # fp32
+
+
+def test_a_long_shared_beginning_changes_no_gradient() -> None:
+    rows = random_rows([KEPT_TOKENS + 60, KEPT_TOKENS + 30, BLOCK + 90])
+    start = rows[0].ids[: BLOCK + 70]
+    rows[1:] = [replace(row, ids=[*start, *row.ids[len(start) :]]) for row in rows[1:]]
+    model = adapted(tiny_base("llama", max_position_embeddings=1024))
+    nats, reference = reference_gradients(model, rows, 0.01)
+    assert decode(model).gradients(pack(rows, share=True), 0.01, None) == pytest.approx(nats, rel=1e-6)
+    assert worst_difference(adapter_gradients(model), reference) <= 1e-5
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -114,17 +139,24 @@ def test_the_split_into_micro_batches_does_not_change_the_update(size: int) -> N
 
 
 class StreamedDropout(nn.Module):
-    """PEFT's dropout with the mask that a row's stream gives next."""
+    """PEFT's dropout with the mask that a row's stream gives next; behind the last attention for labelled tokens alone."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, *, last: bool) -> None:
         super().__init__()
         self.share = share
+        self.last = last
         self.source: RowDropout | None = None
+        self.chosen: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert self.source is not None
-        mask = torch.ones_like(x)
-        mask.view(-1)[self.source.dropped(x.shape[-1], self.share)] = 0
+        assert self.chosen is not None
+        mask = torch.ones_like(x[0])
+        part = mask[self.chosen] if self.last else mask
+        source = self.source.of([len(part)])
+        part.view(-1)[source.dropped(x.shape[-1], self.share)] = 0
+        if self.last:
+            mask[self.chosen] = part
         return x * mask / (1 - self.share)
 
 
@@ -135,14 +167,17 @@ def test_dropout_is_peft_arithmetic_with_masks_of_seed_step_and_row() -> None:
     nats = decoder.gradients(packed, 0.01, RowDropout(7, 5, range(len(rows)), packed.lengths))
     ours = adapter_gradients(model)
 
-    sources = [StreamedDropout(0.25) for module in model.modules() if hasattr(module, "lora_dropout")]
-    for module, source in zip((m for m in model.modules() if hasattr(m, "lora_dropout")), sources, strict=True):
-        module.lora_dropout["default"] = source
+    sources = []
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_dropout"):
+            last = ".layers.2." in name and not name.endswith(("q_proj", "k_proj", "v_proj"))
+            sources.append(StreamedDropout(0.25, last=last))
+            module.lora_dropout["default"] = sources[-1]
     total, reference = 0.0, {}
     for number, row in enumerate(rows):
         stream = RowDropout(7, 5, [number], [len(row.ids)])
         for source in sources:
-            source.source = stream
+            source.source, source.chosen = stream, pack([row]).chosen
         row_nats, gradients = reference_gradients(model, [row], 0.01)
         total += row_nats
         reference = {name: reference.get(name, 0) + gradient for name, gradient in gradients.items()}

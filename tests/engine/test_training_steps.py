@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -9,9 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.engine.models.packing import token_groups
 from lorasmith.engine.training.batches import IGNORED, LENGTH_STEP, pad_batch, plan_steps
-from lorasmith.engine.training.schedule import interval, learning_rate, warmup_length
+from lorasmith.engine.training.schedule import (
+    best_evaluation,
+    evaluations_since_best,
+    interval,
+    learning_rate,
+    warmup_length,
+)
 
 
 @given(rows=st.integers(1, 60), batch=st.integers(1, 9), accumulation=st.integers(1, 4), seed=st.integers(0, 99))
@@ -29,17 +33,6 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     ]
     assert [plans[0].row_indices(step) for step in range(10)] == [plans[1].row_indices(step) for step in range(10)]
     assert plans[0].row_indices(0) != plans[0].row_indices(5)
-
-
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), most=st.integers(1, 60))
-def test_token_groups_hold_each_row_once_and_no_more_tokens_than_asked(lengths: list[int], most: int) -> None:
-    order = list(reversed(range(len(lengths))))
-    groups = token_groups(order, lengths, most)
-    assert [index for group in groups for index in group] == order
-    for group in groups:
-        assert len(group) == 1 or sum(lengths[index] for index in group) <= most
-    for group, after in pairwise(groups):
-        assert sum(lengths[index] for index in group) + lengths[after[0]] > most
 
 
 def test_padding_is_known_by_length_not_by_its_id() -> None:
@@ -65,9 +58,24 @@ def test_the_rate_rises_to_its_peak_and_decays_to_zero() -> None:
     assert learning_rate(19, peak=1.0, warmup=4, total=20, kind="constant") == 1.0
 
 
+@given(ratio=st.floats(0, 0.99), total=st.integers(1, 5000))
+def test_a_warmup_ratio_is_a_share_of_the_run_and_leaves_a_step_at_the_peak(ratio: float, total: int) -> None:
+    warmup = warmup_length(None, ratio, total)
+    assert abs(warmup - ratio * total) <= max(0.5, ratio * total - (total - 1))
+    assert learning_rate(warmup, peak=1.0, warmup=warmup, total=total, kind="cosine") == 1.0
+    assert warmup_length(None, 0.06, 1000) == 60
+
+
+def test_the_best_evaluation_is_the_lowest_and_the_earliest_of_equals() -> None:
+    evaluations = [(0, 3.0), (10, math.nan), (20, 2.0), (30, 2.0), (40, 2.5)]
+    assert best_evaluation(evaluations) == (20, 2.0)
+    assert [evaluations_since_best(evaluations[:count]) for count in range(6)] == [0, 0, 1, 0, 1, 2]
+    assert best_evaluation([(0, math.nan)]) is None
+
+
 def test_a_short_run_still_reaches_its_peak_and_saves() -> None:
-    assert warmup_length(100, 45) == 4
-    assert warmup_length(100, 5000) == 100
+    assert warmup_length(100, None, 45) == 4
+    assert warmup_length(100, None, 5000) == 100
     assert interval(100, 30, at_least=3) == 10
     assert interval(5, 3, at_least=10) == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,10 @@ class Dropout(Protocol):
         """Flat indices into (T, width) of the next mask's zeros, each element with probability `share`."""
         ...
 
+    def of(self, lengths: Sequence[int]) -> Dropout:
+        """The same stream of masks, for only so many tokens of each row."""
+        ...
+
 
 class RowDropout:
     """One stream of random numbers per row; each layer of a forward pass takes its masks from them in turn."""
@@ -24,6 +29,11 @@ class RowDropout:
         """`rows` name the packed rows, `lengths` are their tokens."""
         self.streams = [np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, step, row)))) for row in rows]
         self.lengths = lengths
+
+    def of(self, lengths: Sequence[int]) -> Dropout:
+        part = copy(self)  # of the object: the streams are one
+        part.lengths = lengths
+        return part
 
     def dropped(self, width: int, share: float) -> Tensor:
         found, start = [], 0
@@ -36,9 +46,12 @@ class RowDropout:
 class RecordedDropout:
     """Keeps the masks that it hands out, so that a layer computed again gets the same."""
 
-    def __init__(self, source: Dropout) -> None:
+    def __init__(self, source: Dropout, masks: list[Tensor] | None = None) -> None:
         self.source = source
-        self.masks: list[Tensor] = []
+        self.masks: list[Tensor] = [] if masks is None else masks
+
+    def of(self, lengths: Sequence[int]) -> Dropout:
+        return RecordedDropout(self.source.of(lengths), self.masks)
 
     def dropped(self, width: int, share: float) -> Tensor:
         self.masks.append(self.source.dropped(width, share))
@@ -51,6 +64,9 @@ class RecordedDropout:
 class ReplayedDropout:
     def __init__(self, masks: Iterator[Tensor]) -> None:
         self.masks = masks
+
+    def of(self, lengths: Sequence[int]) -> Dropout:
+        return self
 
     def dropped(self, width: int, share: float) -> Tensor:
         return next(self.masks)

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lorasmith.engine.models.packing import Segment
 from lorasmith.engine.models.workspace import Workspace
 
 BLOCK = 256  # queries at a time
@@ -39,64 +40,62 @@ class Heads:
 
 @dataclass(frozen=True)
 class Block:
-    """Queries `first` to `last` of a row that starts at `start`, and the keys from `seen` on that they look at.
+    """Queries `first` to `last` of a segment's row, and the row's keys from `seen` to `last` that they look at."""
 
-    `kept`: its probabilities wait for the gradient, as the row is short.
-    """
-
-    start: int
     first: int
     last: int
     seen: int
-    kept: bool
-
-    @property
-    def queries(self) -> slice:
-        return slice(self.start + self.first, self.start + self.last)
-
-    @property
-    def keys(self) -> slice:
-        return slice(self.start + self.seen, self.start + self.last)
 
     def size(self, heads: Heads) -> int:
         return heads.key_heads * (self.last - self.first) * heads.group * (self.last - self.seen)
 
 
-def blocks(segments: list[tuple[int, int]], window: int | None) -> list[Block]:
-    """Every block of every row, in order."""
-    found = []
-    for start, length in segments:
-        for first, last in pairwise([*range(0, length, BLOCK), length]):
-            seen = max(0, first - window + 1) if window else 0
-            found.append(Block(start, first, last, seen, kept=length <= KEPT_TOKENS))
-    return found
+def blocks(segment: Segment, window: int | None) -> list[Block]:
+    """Every block of a segment, in order; positions are those of its row."""
+    end = segment.offset + segment.length
+    return [
+        Block(first, last, max(0, first - window + 1) if window else 0)
+        for first, last in pairwise([*range(segment.offset, end, BLOCK), end])
+    ]
+
+
+def keeps(segment: Segment) -> bool:
+    return segment.offset + segment.length <= KEPT_TOKENS
+
+
+def kept_size(segments: list[Segment], heads: Heads) -> int:
+    """Probabilities that `attend` keeps for the gradient."""
+    return sum(block.size(heads) for s in segments if keeps(s) for block in blocks(s, heads.window))
 
 
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    segments: list[tuple[int, int]],
+    segments: list[Segment],
     heads: Heads,
     out: Tensor,
     kept: Tensor,
     workspace: Workspace,
 ) -> None:
-    """out = softmax(q k^T + causal) v for each row.
+    """out = softmax(q k^T + causal) v for each segment, over its own keys and those before it.
 
     q (key_heads, T, group, head_dim), already scaled; k, v (key_heads, T, head_dim); out like q. `kept` is flat and takes
     the probabilities of short rows, `kept_size` of them.
     """
     offset = 0
-    for block in blocks(segments, heads.window):
-        size = block.size(heads)
-        if block.kept:
-            p = kept[offset : offset + size]
-            offset += size
-        else:
-            p = workspace.take("probabilities", size)
-        p = probabilities(q, k, block, heads, p.view(heads.key_heads, -1, block.last - block.seen))
-        out[:, block.queries] = torch.bmm(p, v[:, block.keys]).view(heads.key_heads, -1, heads.group, heads.head_dim)
+    for segment in segments:
+        keys, values = gathered(k, segment, workspace, "keys"), gathered(v, segment, workspace, "values")
+        for block in blocks(segment, heads.window):
+            size, queries = block.size(heads), queries_of(segment, block)
+            if keeps(segment):
+                flat = kept[offset : offset + size]
+                offset += size
+            else:
+                flat = workspace.take("probabilities", size)
+            p = probabilities(q[:, queries], keys, block, heads, flat)
+            mixed = torch.bmm(p, values[:, block.seen : block.last])
+            out[:, queries] = mixed.view(heads.key_heads, -1, heads.group, heads.head_dim)
 
 
 def attend_backward(
@@ -104,7 +103,7 @@ def attend_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    segments: list[tuple[int, int]],
+    segments: list[Segment],
     heads: Heads,
     kept: Tensor,
     workspace: Workspace,
@@ -114,39 +113,69 @@ def attend_backward(
     dk = workspace.take("dk", *k.shape).zero_()
     dv = workspace.take("dv", *k.shape).zero_()
     offset = 0
-    for block in blocks(segments, heads.window):
-        size, width = block.size(heads), block.last - block.seen
-        if block.kept:
-            p = kept[offset : offset + size].view(heads.key_heads, -1, width)
-            offset += size
-        else:
-            p = workspace.take("probabilities", size).view(heads.key_heads, -1, width)
-            probabilities(q, k, block, heads, p)
-        dout = gradient[:, block.queries].reshape(heads.key_heads, -1, heads.head_dim)
-        queries = q[:, block.queries].reshape(heads.key_heads, -1, heads.head_dim)
-        dv[:, block.keys] += torch.bmm(p.transpose(1, 2), dout)
-        dp = torch.bmm(dout, v[:, block.keys].transpose(1, 2), out=workspace.take("dp", *p.shape))
-        torch.ops.aten._softmax_backward_data.out(dp, p, -1, dp.dtype, grad_input=dp)
-        dq[:, block.queries] = torch.bmm(dp, k[:, block.keys]).view(heads.key_heads, -1, heads.group, heads.head_dim)
-        dk[:, block.keys] += torch.bmm(dp.transpose(1, 2), queries)
+    for segment in segments:
+        keys, values = gathered(k, segment, workspace, "keys"), gathered(v, segment, workspace, "values")
+        dkeys, dvalues = gradient_of(dk, segment, workspace, "dkeys"), gradient_of(dv, segment, workspace, "dvalues")
+        for block in blocks(segment, heads.window):
+            size, queries, seen = block.size(heads), queries_of(segment, block), slice(block.seen, block.last)
+            if keeps(segment):
+                p = kept[offset : offset + size].view(heads.key_heads, -1, block.last - block.seen)
+                offset += size
+            else:
+                p = probabilities(q[:, queries], keys, block, heads, workspace.take("probabilities", size))
+            dout = gradient[:, queries].reshape(heads.key_heads, -1, heads.head_dim)
+            dvalues[:, seen] += torch.bmm(p.transpose(1, 2), dout)
+            dp = torch.bmm(dout, values[:, seen].transpose(1, 2), out=workspace.take("dp", *p.shape))
+            torch.ops.aten._softmax_backward_data.out(dp, p, -1, dp.dtype, grad_input=dp)
+            dq[:, queries] = torch.bmm(dp, keys[:, seen]).view(heads.key_heads, -1, heads.group, heads.head_dim)
+            folded = q[:, queries].reshape(heads.key_heads, -1, heads.head_dim)
+            dkeys[:, seen] += torch.bmm(dp.transpose(1, 2), folded)
+        scatter(dkeys, dk, segment)
+        scatter(dvalues, dv, segment)
     return dq, dk, dv
 
 
-def probabilities(q: Tensor, k: Tensor, block: Block, heads: Heads, out: Tensor) -> Tensor:
-    """Attention weights of a block (key_heads, queries · group, keys), row sums 1."""
-    queries = q[:, block.queries].reshape(heads.key_heads, -1, heads.head_dim)
-    torch.bmm(queries, k[:, block.keys].transpose(1, 2), out=out)
-    scores = out.view(heads.key_heads, block.last - block.first, heads.group, block.last - block.seen)
+def probabilities(q: Tensor, keys: Tensor, block: Block, heads: Heads, out: Tensor) -> Tensor:
+    """Attention weights of a block (key_heads, queries · group, keys), row sums 1, in the flat tensor `out`."""
+    count, width = block.last - block.first, block.last - block.seen
+    out = out.view(heads.key_heads, count * heads.group, width)
+    torch.bmm(q.reshape(heads.key_heads, -1, heads.head_dim), keys[:, block.seen : block.last].transpose(1, 2), out=out)
+    scores = out.view(heads.key_heads, count, heads.group, width)
     if heads.window is None or block.last <= heads.window:
-        future = block.last - block.first  # only the square on the diagonal holds keys behind a query
-        mask = torch.full((future, future), -torch.inf, dtype=out.dtype).triu_(1)
-        scores[..., block.first - block.seen :].add_(mask[:, None])
+        # Only the square on the diagonal holds keys behind a query.
+        mask = torch.full((count, count), -torch.inf, dtype=out.dtype).triu_(1)
+        scores[..., width - count :].add_(mask[:, None])
     else:
         query, key = torch.arange(block.first, block.last)[:, None], torch.arange(block.seen, block.last)
         scores.masked_fill_(((key > query) | (key <= query - heads.window))[:, None], -torch.inf)
     return torch.ops.aten._softmax.out(out, -1, False, out=out)  # type: ignore[no-any-return]
 
 
-def kept_size(segments: list[tuple[int, int]], heads: Heads) -> int:
-    """Probabilities that `attend` keeps for the gradient."""
-    return sum(block.size(heads) for block in blocks(segments, heads.window) if block.kept)
+def queries_of(segment: Segment, block: Block) -> slice:
+    """Where the block's queries are in the pack."""
+    shift = segment.start - segment.offset
+    return slice(block.first + shift, block.last + shift)
+
+
+def gathered(x: Tensor, segment: Segment, workspace: Workspace, name: str) -> Tensor:
+    """Keys or values (key_heads, offset + length, head_dim) of the row up to the segment's end."""
+    if not segment.before:
+        return x[:, segment.own]
+    parts = [x[:, part] for part in (*segment.before, segment.own)]
+    whole = workspace.take(name, x.shape[0], segment.offset + segment.length, x.shape[2])
+    return torch.cat(parts, dim=1, out=whole)
+
+
+def gradient_of(x: Tensor, segment: Segment, workspace: Workspace, name: str) -> Tensor:
+    """Where the gradient of `gathered` is summed: in its place, or apart where it belongs to several segments."""
+    if not segment.before:
+        return x[:, segment.own]
+    return workspace.take(name, x.shape[0], segment.offset + segment.length, x.shape[2]).zero_()
+
+
+def scatter(gradient: Tensor, x: Tensor, segment: Segment) -> None:
+    """Add a gradient that was summed apart to the segments that it belongs to."""
+    position = 0
+    for part in (*segment.before, segment.own) if segment.before else ():
+        x[:, part] += gradient[:, position : position + part.stop - part.start]
+        position += part.stop - part.start

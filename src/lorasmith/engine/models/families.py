@@ -65,11 +65,18 @@ class Decoder:
     eps: float
     activation: str
     rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    rotary_by_length: bool
     dtype: torch.dtype
 
     @property
     def groups(self) -> list[LoRAGroup]:
         return [group for layer in self.layers for group in layer.groups]
+
+    @property
+    def may_share(self) -> bool:
+        """Whether rows with a common beginning may compute it once: not where a mask or a position is a row's own."""
+        dropout = any(update.dropout for group in self.groups for update in group.updates)
+        return not dropout and not self.rotary_by_length
 
     @property
     def paths(self) -> dict[str, str]:
@@ -127,6 +134,7 @@ def read_decoder(model: PeftModel) -> Decoder:
         eps=config.rms_norm_eps,
         activation=ACTIVATIONS[config.hidden_act],
         rotary=base.model.rotary_emb,
+        rotary_by_length=base.model.rotary_emb.rope_type in ("dynamic", "longrope"),
         dtype=base.dtype,
     )
 

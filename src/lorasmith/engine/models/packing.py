@@ -1,61 +1,153 @@
-"""Rows laid end to end without padding: what a forward pass of the packed decoder reads."""
+"""Rows laid end to end without padding: what a forward pass of the packed decoder reads.
+
+Rows that begin with the same tokens may share them: the common beginning is computed once, and each row's rest attends
+to it. Nothing changes in the result, as a causal model computes the same for equal beginnings.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate, chain
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lorasmith.engine.data.rendering import RenderedExample
 
+LEAST_SHARED = 16  # tokens; a shorter common beginning costs more in small products than it saves
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `start` to `start + length` of a pack, which follow those at `before` (ranges of the pack, in order)."""
+
+    start: int
+    length: int
+    before: tuple[slice, ...] = ()
+
+    @property
+    def offset(self) -> int:
+        """Position of the first token in its row."""
+        return sum(part.stop - part.start for part in self.before)
+
+    @property
+    def own(self) -> slice:
+        return slice(self.start, self.start + self.length)
+
 
 @dataclass(frozen=True)
 class PackedRows:
-    """T tokens of several rows. `labelled` (n,) are the positions whose next token is trained, `targets` (n,) those tokens."""
+    """T tokens of several rows.
+
+    `labelled` (n,) are the positions whose next token is trained, once for each row that has it, and `targets` (n,) those
+    tokens. `lengths` are those of the rows, `chosen_lengths` how many of a row's tokens are labelled.
+    """
 
     ids: Tensor
-    starts: list[int]
+    segments: list[Segment]
     lengths: list[int]
+    chosen_lengths: list[int]
     labelled: Tensor
     targets: Tensor
 
-    @property
-    def tokens(self) -> int:
-        return len(self.ids)
+    @cached_property
+    def chosen(self) -> Tensor:
+        """The labelled positions, each once and ascending: all that the last layer has to compute."""
+        return self.labelled.unique()
 
-    @property
-    def segments(self) -> list[tuple[int, int]]:
-        return list(zip(self.starts, self.lengths, strict=True))
+    @cached_property
+    def labelled_among_chosen(self) -> Tensor:
+        """`labelled` as indices into `chosen`."""
+        return torch.searchsorted(self.chosen, self.labelled)
 
 
-def pack(rows: Sequence[RenderedExample]) -> PackedRows:
+def pack(rows: Sequence[RenderedExample], *, share: bool = False) -> PackedRows:
     """Rows in the given order. The first token of a row is never a target: nothing of its own row stands before it."""
-    lengths = [len(row.ids) for row in rows]
-    starts = list(accumulate(lengths, initial=0))[:-1]
-    ids = torch.tensor(list(chain.from_iterable(row.ids for row in rows)))
-    labelled = torch.tensor(
-        [
-            start + index - 1
-            for start, row in zip(starts, rows, strict=True)
-            for index in range(1, len(row.ids))
-            if row.trained[index]
-        ],
-        dtype=torch.long,
+    tree = Tree(rows)
+    if share:
+        tree.grow(list(range(len(rows))), 0, ())
+    else:
+        for number, row in enumerate(rows):
+            tree.place([number], row.ids, 0, ())
+    labelled, targets = [], []
+    for row, places in zip(rows, tree.places, strict=True):
+        chosen = [index for index in range(1, len(row.ids)) if row.trained[index]]
+        labelled += [places[index - 1] for index in chosen]
+        targets += [row.ids[index] for index in chosen]
+    return PackedRows(
+        torch.tensor(tree.ids),
+        tree.segments,
+        [len(row.ids) for row in rows],
+        [row.trained_tokens for row in rows],
+        torch.tensor(labelled, dtype=torch.long),
+        torch.tensor(targets, dtype=torch.long),
     )
-    return PackedRows(ids, starts, lengths, labelled, ids[labelled + 1])
 
 
-def token_groups(order: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Split `order` into runs of at most `max_tokens` tokens; a longer row is a run of its own."""
+@dataclass
+class Tree:
+    """Segments of rows as they are laid out; `places` has the packed position of each token of each row."""
+
+    rows: Sequence[RenderedExample]
+    ids: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    places: list[list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.places = [[] for _ in self.rows]
+
+    def place(self, group: list[int], ids: list[int], depth: int, before: tuple[slice, ...]) -> tuple[slice, ...]:
+        """Lay out `ids`, which the rows of the group have from `depth` on; returns what then stands before their rest."""
+        if not ids:
+            return before
+        segment = Segment(len(self.ids), len(ids), before)
+        self.segments.append(segment)
+        self.ids += ids
+        for number in group:
+            self.places[number] += range(segment.start, segment.start + segment.length)
+        return (*before, segment.own)
+
+    def grow(self, group: list[int], depth: int, before: tuple[slice, ...]) -> None:
+        """Lay out rows that agree up to `depth`: what more they share, then each part of them that shares more."""
+        parts: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number in group:
+            parts[tuple(self.rows[number].ids[depth : depth + LEAST_SHARED])].append(number)
+        for start, part in parts.items():
+            if len(part) == 1 or len(start) < LEAST_SHARED:
+                for number in part:
+                    self.place([number], self.rows[number].ids[depth:], depth, before)
+                continue
+            end = common_length([self.rows[number].ids for number in part])
+            self.grow(part, end, self.place(part, self.rows[part[0]].ids[depth:end], depth, before))
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Tokens that all of them begin with: the least and the greatest sequence differ first."""
+    least, greatest = min(sequences), max(sequences)
+    for index, (one, other) in enumerate(zip(least, greatest, strict=False)):
+        if one != other:
+            return index
+    return min(len(least), len(greatest))
+
+
+def token_groups(
+    order: Sequence[int], rows: Sequence[RenderedExample], max_tokens: int, *, share: bool
+) -> list[list[int]]:
+    """Split `order` into runs of at most `max_tokens` packed tokens; a longer row is a run of its own.
+
+    Neighbours in the order count what they share once.
+    """
     groups: list[list[int]] = []
     tokens = 0
     for index in order:
-        if not groups or tokens + lengths[index] > max_tokens:
+        length = len(rows[index].ids)
+        common = common_length([rows[groups[-1][-1]].ids, rows[index].ids]) if share and groups else 0
+        fresh = length - common if common >= LEAST_SHARED else length
+        if not groups or tokens + fresh > max_tokens:
             groups.append([])
-            tokens = 0
+            tokens, fresh = 0, length
         groups[-1].append(index)
-        tokens += lengths[index]
+        tokens += fresh
     return groups

@@ -48,16 +48,18 @@ class PackedComputation:
         self.micro_batch_tokens = micro_batch_tokens
 
     def micro_batches(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> list[list[int]]:
-        lengths = [len(row.ids) for row in rows]
-        order = sorted(indices, key=lambda index: (lengths[index], index))
-        return token_groups(order, lengths, self.micro_batch_tokens)
+        """Rows with a common beginning together, else shortest first, as long as they fit."""
+        share = self.decoder.decoder.may_share
+        order = sorted(indices, key=lambda index: (rows[index].ids if share else len(rows[index].ids), index))
+        return token_groups(order, rows, self.micro_batch_tokens, share=share)
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
-        packed = pack([rows[index] for index in indices])
+        packed = pack([rows[index] for index in indices], share=self.decoder.decoder.may_share)
         return self.decoder.gradients(packed, scale, RowDropout(self.seed, step, indices, packed.lengths))
 
     def loss(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> float:
-        return self.decoder.loss(pack([rows[index] for index in indices]))
+        share = not self.decoder.decoder.rotary_by_length
+        return self.decoder.loss(pack([rows[index] for index in indices], share=share))
 
 
 class PeftComputation:
@@ -108,10 +110,10 @@ def checked_decoder(model: PeftModel, vocabulary_size: int, precision: Precision
     with torch.no_grad():
         was_training = model.training
         model.eval()
-        reference = base.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, :-1]  # type: ignore[operator]
+        reference = base.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]  # type: ignore[operator]
         model.train(was_training)
         packed = PackedDecoder(decoder)
-        ours = packed.normalised(packed.hidden(rows), rows)[0]
+        ours = packed.hidden(rows)
     difference = ((ours - reference).abs().max() / reference.abs().max()).item()
     if not difference <= PROBE_TOLERANCE[precision]:
         raise NotPacked(f"on a probe its hidden states differ from transformers' by {difference:.2g} of the largest")

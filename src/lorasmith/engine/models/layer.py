@@ -1,0 +1,195 @@
+"""Forward and backward of one decoder layer over packed rows, written out.
+
+Each tensor that the backward pass reads is named here, lies in a workspace, and is overwritten by its own gradient where
+it is read for the last time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lorasmith.engine.lora.dropout import Dropout
+from lorasmith.engine.lora.group import Saved
+from lorasmith.engine.models.attention import attend, attend_backward, kept_size
+from lorasmith.engine.models.elementwise import gate, gate_backward, rms_norm, rms_norm_backward, rotate, wide
+from lorasmith.engine.models.families import Layer
+from lorasmith.engine.models.packing import Segment
+from lorasmith.engine.models.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What every layer of one pass reads.
+
+    cosine and sine (T, 1, half) are those of each token's position in its row, `chosen_lengths` how many chosen tokens
+    each row has.
+    """
+
+    segments: list[Segment]
+    chosen_lengths: list[int]
+    cosine: Tensor
+    sine: Tensor
+    dropout: Dropout | None
+    workspace: Workspace
+    eps: float
+    activation: str
+
+
+@dataclass
+class LayerSaved:
+    """Tensors of a forward pass that the backward pass reads; `x` and `middle` are the residual stream.
+
+    `chosen` (n,) are the tokens whose output is needed; behind attention only they are computed. None: all of them.
+    """
+
+    x: Tensor
+    chosen: Tensor | None
+    first_inverse: Tensor
+    qkv: Saved
+    joined: Tensor
+    q: Tensor
+    k: Tensor
+    inverses: tuple[Tensor | None, Tensor | None]
+    probabilities: Tensor
+    out: Saved
+    middle: Tensor
+    second_inverse: Tensor
+    gate_up: Saved
+    gates_ups: Tensor
+    down: Saved
+
+
+def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor | None) -> tuple[Tensor, LayerSaved]:
+    """The layer's output (T, H), or (n, H) of the chosen tokens; `tag` keeps the tensors of layers apart."""
+    stream, tokens, heads, workspace = x, len(x), layer.heads, state.workspace
+
+    normal, first_inverse = norm(x, layer.first_norm, state, f"first.{tag}")
+    joined, qkv = layer.qkv.forward(normal, state.dropout, workspace, tag)
+    raw_q, raw_k, v = split(layer, joined)
+    inverses: tuple[Tensor | None, Tensor | None] = (None, None)
+    if layer.query_norm is not None and layer.key_norm is not None:
+        raw_q, query_inverse = head_norm(raw_q, layer.query_norm, state, "query", tag)
+        raw_k, key_inverse = head_norm(raw_k, layer.key_norm, state, "key", tag)
+        inverses = (query_inverse, key_inverse)
+    q = workspace.take(f"q.{tag}", heads.key_heads, tokens, heads.group, heads.head_dim)
+    k = workspace.take(f"k.{tag}", heads.key_heads, tokens, heads.head_dim)
+    # Scores are scaled here, in fp32, and not on their square.
+    rotate(raw_q, state.cosine * layer.scale, state.sine * layer.scale, q, pass_scale=layer.scale)
+    rotate(raw_k, state.cosine, state.sine, k.unsqueeze(2))
+    probabilities = workspace.take(f"probabilities.{tag}", kept_size(state.segments, heads))
+    mixed = workspace.take(f"mixed.{tag}", tokens, heads.query_width)
+    by_head = mixed.view(tokens, heads.key_heads, heads.group, heads.head_dim).transpose(0, 1)
+    attend(q, k, v, state.segments, heads, by_head, probabilities, workspace)
+
+    dropout = state.dropout
+    if chosen is not None:
+        mixed, x = mixed[chosen], x[chosen]
+        dropout = dropout.of(state.chosen_lengths) if dropout else None
+    # The residual is added last: added to W o first, a small update would be rounded away at the residual's scale.
+    middle, out = layer.out.forward(mixed, dropout, workspace, tag)
+    middle += x
+    normal, second_inverse = norm(middle, layer.second_norm, state, f"second.{tag}")
+    gates_ups, gate_up = layer.gate_up.forward(normal, dropout, workspace, tag)
+    gates, ups = gates_ups.chunk(2, dim=1)
+    active = workspace.take("active", *gates.shape)
+    gate(state.activation, gates, ups, active)
+    last, down = layer.down.forward(active, dropout, workspace, tag)
+    last += middle
+    return last, LayerSaved(
+        x=stream,
+        chosen=chosen,
+        first_inverse=first_inverse,
+        qkv=qkv,
+        joined=joined,
+        q=q,
+        k=k,
+        inverses=inverses,
+        probabilities=probabilities,
+        out=out,
+        middle=middle,
+        second_inverse=second_inverse,
+        gate_up=gate_up,
+        gates_ups=gates_ups,
+        down=down,
+    )
+
+
+def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, through: bool) -> Tensor:
+    """The gradient (T, H) of the layer's input from that of its output, `dx`, which is overwritten.
+
+    Without `through` nothing below needs it, and what comes back means nothing.
+    """
+    workspace, heads = state.workspace, layer.heads
+
+    gates, ups = saved.gates_ups.chunk(2, dim=1)
+    saved.down.x = workspace.take("active", *gates.shape)  # computed again: a third of a layer's memory
+    dactive, reduced = layer.down.backward_input(dx, saved.down, workspace)
+    assert dactive is not None
+    gate_backward(state.activation, dactive, gates, ups, saved.down.x)
+    layer.down.backward_down(reduced, saved.down, workspace)
+    dnormal = layer.gate_up.backward(saved.gates_ups, saved.gate_up, workspace)
+    assert dnormal is not None
+    dx += rms_norm_backward(saved.middle, layer.second_norm, saved.second_inverse, dnormal)
+    dmixed = layer.out.backward(dx, saved.out, workspace)
+    assert dmixed is not None
+    if saved.chosen is not None:
+        dx = spread(dx, saved.chosen, workspace.take("spread.x", *saved.x.shape))
+        dmixed = spread(dmixed, saved.chosen, workspace.take("spread.mixed", len(saved.x), heads.query_width))
+
+    tokens = len(dmixed)
+    by_head = dmixed.view(tokens, heads.key_heads, heads.group, heads.head_dim).transpose(0, 1)
+    raw_q, raw_k, v = split(layer, saved.joined)
+    dq, dk, dv = attend_backward(by_head, saved.q, saved.k, v, state.segments, heads, saved.probabilities, workspace)
+    v.copy_(dv)
+    rotate_back(dq, raw_q, state, layer.scale, layer.query_norm, saved.inverses[0])
+    rotate_back(dk.unsqueeze(2), raw_k, state, 1.0, layer.key_norm, saved.inverses[1])
+    dnormal = layer.qkv.backward(saved.joined, saved.qkv, workspace, through=through)
+    if dnormal is not None:
+        dx += rms_norm_backward(saved.x, layer.first_norm, saved.first_inverse, dnormal)
+    return dx
+
+
+def spread(gradient: Tensor, chosen: Tensor, out: Tensor) -> Tensor:
+    """The gradient (n, width) of chosen tokens among all (T, width): the others had no part in the loss."""
+    return out.zero_().index_copy_(0, chosen, gradient)
+
+
+def norm(x: Tensor, weight: Tensor, state: Pass, name: str) -> tuple[Tensor, Tensor]:
+    normal = state.workspace.take(f"normal.{name}", *x.shape)
+    inverse = state.workspace.take(f"inverse.{name}", len(x), 1, dtype=wide(x.dtype))
+    rms_norm(x, weight, state.eps, normal, inverse)
+    return normal, inverse
+
+
+def head_norm(x: Tensor, weight: Tensor, state: Pass, name: str, tag: str) -> tuple[Tensor, Tensor]:
+    """RMS norm over head_dim of (key_heads, T, group, head_dim)."""
+    inverse = state.workspace.take(f"inverse.{name}.{tag}", *x.shape[:-1], 1, dtype=wide(x.dtype))
+    normal = state.workspace.take(f"normal.{name}", *x.shape)
+    rms_norm(x, weight, state.eps, normal, inverse)
+    return normal, inverse
+
+
+def split(layer: Layer, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of q (key_heads, T, group, head_dim), k (key_heads, T, 1, head_dim) and v (key_heads, T, head_dim)."""
+    heads, tokens = layer.heads, len(joined)
+    q, k, v = joined.split([heads.query_width, heads.key_width, heads.key_width], dim=1)
+    return (
+        q.view(tokens, heads.key_heads, heads.group, heads.head_dim).transpose(0, 1),
+        k.view(tokens, heads.key_heads, 1, heads.head_dim).transpose(0, 1),
+        v.view(tokens, heads.key_heads, heads.head_dim).transpose(0, 1),
+    )
+
+
+def rotate_back(
+    gradient: Tensor, raw: Tensor, state: Pass, scale: float, weight: Tensor | None, inverse: Tensor | None
+) -> None:
+    """Put the gradient of the unrotated, unnormalised heads into the place of `raw`."""
+    cosine, sine = state.cosine * scale, -state.sine * scale
+    if weight is None or inverse is None:
+        rotate(gradient, cosine, sine, raw, pass_scale=scale)
+        return
+    back = state.workspace.take("unrotated", *gradient.shape)
+    rotate(gradient, cosine, sine, back, pass_scale=scale)
+    raw.copy_(rms_norm_backward(raw, weight, inverse, back))
