@@ -20,14 +20,14 @@ from transformers import PreTrainedTokenizerFast
 from lorasmith.files import MANIFEST, seal
 from tools.starter import datasets
 from tools.starter.corpus import SourceFile, library_folder, read_library
-from tools.starter.pretrain import documents, finish, held_out_loss, load, pretrain, repetitions
+from tools.starter.pretrain import documents, held_out_loss, load, pretrain, repetitions
 from tools.starter.tasks import COMPLETION_INSTRUCTION, DOCSTRING_INSTRUCTION, REPEAT_INSTRUCTION
 from tools.starter.tokenizer import VOCABULARY_SIZE, train_tokenizer
 
 STARTER = Path(__file__).parents[2] / "src" / "lorasmith" / "starter"
 SIZE_LIMIT_BYTES = 8_000_000
 SEED = 0
-TOKENS = 28_000_000
+TOKENS = 10_000_000
 
 
 def main() -> None:
@@ -57,7 +57,6 @@ def main() -> None:
     else:
         tokenizer = train_tokenizer(file.text for file in files if not file.held_out)
         pretrain(files, tokenizer, tokens=options.tokens, folder=model_folder, seed=SEED)
-        finish(files, tokenizer, folder=model_folder, seed=SEED)
     facts = measure(files, model_folder) | {
         "minutes": round((time.perf_counter() - began) / 60),
         "tokens": options.tokens,
@@ -139,9 +138,9 @@ Greedy continuation of `def `:
 
 Every module of the library but tests, codec tables and generated data, without licence banners and ruler comments.
 Some of its functions also as chat turns, so that the template and its stop token are trained: *{DOCSTRING_INSTRUCTION}*,
-*{COMPLETION_INSTRUCTION}* and, in a short second run, *{REPEAT_INSTRUCTION}* with code or a list of names (most of them
-made from pieces of the library's names), as a model of this size recalls names rather than copies them. That run also
-breaks the tokenization behind keywords such as `def `.
+*{COMPLETION_INSTRUCTION}* and *{REPEAT_INSTRUCTION}* with code or a list of names (most of them made from pieces of the
+library's names), as a model of this size recalls names rather than copies them. For the same reason no token joins a space
+to the word behind it: a name is the same tokens wherever it stands.
 
 Held out as a whole: {modules}.
 

@@ -1,9 +1,7 @@
-"""Pretrain the starter model: next-token prediction on the library's source, in bf16 on a CPU.
+"""Pretrain the starter model: next-token prediction on the library's source, on a CPU.
 
-Two runs: the long one on text as it is, and a short one that teaches what the long one cannot. A person types `def `
-and stops; the tokenizer, which puts a space before a word, never shows the model that ending, so the text is broken
-behind such keywords. And a model of this size recalls names rather than copies them, so it is asked to repeat code and
-names, most of them made from pieces of the library's names.
+A model of this size recalls names rather than copies them, so a fifth of its text asks it to repeat code and names, most
+of them made from pieces of the library's names.
 
 The order of the text is a function of the seed alone. Weights are fp32 while training and bf16 when saved.
 """
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lorasmith.engine.models.precision import choose_precision
 from tools.starter.corpus import SourceFile
 from tools.starter.tasks import REPEAT_INSTRUCTION, chat, functions, pretraining_chats
 from tools.starter.tokenizer import CONTEXT_TOKENS, VOCABULARY_SIZE
@@ -42,11 +41,8 @@ class Phase:
 
 
 PHASES = (Phase(0.85, 512, 16), Phase(0.15, CONTEXT_TOKENS, 8))
-FINISHING_PHASES = (Phase(0.85, 512, 16), Phase(0.15, CONTEXT_TOKENS, 8))
-FINISHING_TOKENS = 3_500_000
-FINISHING_PEAK_LEARNING_RATE = 3e-3
-FINISHING_DOCUMENT_SHARE = 0.4  # of the documents, so that half of the tokens are repetitions
-BREAK_SHARE = 0.5  # of the spaces after a keyword that a name always follows
+PEAK_LEARNING_RATE = 4e-3
+WARMUP_SHARE = 0.02
 REPEAT_SHARE = 0.25  # of the functions, each repeated once
 NAME_LISTS = 20_000
 MADE_NAME_SHARE = 0.7  # of the listed names; a real one could be recalled instead of copied
@@ -142,19 +138,6 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def broken_ids(tokenizer: PreTrainedTokenizerFast, texts: list[str], seed: int) -> list[list[int]]:
-    """Ids of texts cut behind keywords, each piece encoded alone: `def ` + `join` is other ids than `def join`."""
-    rng = random.Random(seed)
-    encoded = []
-    for text in texts:
-        found = re.finditer(r"\b(?:def|class|import|from) (?=\w)", text)
-        cuts = [match.end() for match in found if rng.random() < BREAK_SHARE]
-        pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        encodings = tokenizer.backend_tokenizer.encode_batch(pieces)
-        encoded.append([token for encoding in encodings for token in encoding.ids])
-    return encoded
-
-
 def repetitions(files: list[SourceFile], seed: int) -> list[str]:
     """Chat turns that ask for code or for a list of names once more: a small model learns to copy from nothing else."""
     rng = random.Random(seed)
@@ -178,74 +161,27 @@ def repetitions(files: list[SourceFile], seed: int) -> list[str]:
 def pretrain(
     files: list[SourceFile], tokenizer: PreTrainedTokenizerFast, *, tokens: int, folder: Path, seed: int
 ) -> None:
-    """The long run: `tokens` tokens of text as it is, saved to `folder`."""
+    """Train for `tokens` tokens, linear decay to zero, and save to `folder`; logs to stdout and saves each tenth of the way."""
     torch.manual_seed(seed)
     encode = tokenizer.backend_tokenizer.encode_batch
-    train = [encoding.ids for encoding in encode(documents(files, seed))]
+    train = [encoding.ids for encoding in encode(documents(files, seed) + repetitions(files, seed))]
     held_out = [encoding.ids for encoding in encode([file.text for file in files if file.held_out])]
     print(json.dumps({"train_tokens": sum(map(len, train)), "held_out_tokens": sum(map(len, held_out))}), flush=True)
     model = LlamaForCausalLM(model_config())
-    run(
-        model,
-        tokenizer,
-        train,
-        held_out,
-        tokens=tokens,
-        phases=PHASES,
-        peak_learning_rate=4e-3,
-        folder=folder,
-        seed=seed,
-    )
-
-
-def finish(files: list[SourceFile], tokenizer: PreTrainedTokenizerFast, *, folder: Path, seed: int) -> None:
-    """The short run: go on from the saved weights, on text broken behind keywords and on repetitions."""
-    encode = tokenizer.backend_tokenizer.encode_batch
-    rng = random.Random(seed)
-    texts = [text for text in documents(files, seed) if rng.random() < FINISHING_DOCUMENT_SHARE]
-    train = broken_ids(tokenizer, texts, seed)
-    train += [encoding.ids for encoding in encode(repetitions(files, seed))]
-    held_out = [encoding.ids for encoding in encode([file.text for file in files if file.held_out])]
-    run(
-        load(folder).train(),
-        tokenizer,
-        train,
-        held_out,
-        tokens=FINISHING_TOKENS,
-        phases=FINISHING_PHASES,
-        peak_learning_rate=FINISHING_PEAK_LEARNING_RATE,
-        folder=folder,
-        seed=seed + len(PHASES),
-    )
-
-
-def run(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    train: list[list[int]],
-    held_out: list[list[int]],
-    *,
-    tokens: int,
-    phases: tuple[Phase, ...],
-    peak_learning_rate: float,
-    folder: Path,
-    seed: int,
-    warmup_share: float = 0.02,
-) -> None:
-    """Train for `tokens` tokens, linear decay to zero; log to stdout and save each tenth of the way."""
-    optimizer_list = optimizers(model, peak_learning_rate)
+    optimizer_list = optimizers(model, PEAK_LEARNING_RATE)
+    bf16 = choose_precision("auto") == "bf16"
     spent, step, began, next_save = 0, 0, time.perf_counter(), 0.1
-    for number, phase in enumerate(phases):
+    for number, phase in enumerate(PHASES):
         # Materialised attention is twice as fast as the CPU's fused kernel up to 512 tokens, and slower beyond.
         model.set_attn_implementation("eager" if phase.context_tokens <= 512 else "sdpa")
         compiled = torch.compile(model.model, dynamic=False)
         for batch in batches(train, phase, round(tokens * phase.share), seed + number):
             progress = spent / tokens
-            rate = peak_learning_rate * min(progress / warmup_share + 0.01, (1 - progress) / (1 - warmup_share), 1.0)
+            rate = PEAK_LEARNING_RATE * min(progress / WARMUP_SHARE + 0.01, (1 - progress) / (1 - WARMUP_SHARE), 1.0)
             for optimizer in optimizer_list:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 hidden = compiled(input_ids=batch[:, :-1], use_cache=False).last_hidden_state  # type: ignore[no-untyped-call]
                 logits = model.lm_head(hidden)
             loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
@@ -256,7 +192,7 @@ def run(
                 optimizer.zero_grad(set_to_none=True)
             spent += phase.rows * phase.context_tokens
             step += 1
-            if step % 50 == 0:
+            if step % 20 == 0:
                 seconds = time.perf_counter() - began
                 line = {
                     "step": step,
