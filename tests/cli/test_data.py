@@ -129,6 +129,34 @@ def test_wrong_names_parts_and_fates_are_refused(home: Path) -> None:
     assert error.message == "no dataset 'suport'; did you mean 'support'?"
 
 
+def test_preview_takes_rows_from_any_part_and_files_that_are_not_imported(home: Path) -> None:
+    assert run(home, "preview", SUPPORT, "--row", "7").stdout.startswith("row 7, example ")
+    shown = json.loads(run(home, "preview", SUPPORT, "--rows", "3-5", "--json").stdout)
+    assert [example["row"] for example in shown] == [3, 4, 5]
+    assert "no datasets yet" in run(home, "list").stderr
+    assert error_of(home, "preview", SUPPORT, "--row", "99").message == (
+        f"no example of {SUPPORT} comes from row 99; the last one is row 12"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--row", "1", "--rows", "1-2"], "give --row or --rows, not both"),
+        (["--rows", "5-1"], "--rows must be two row numbers from 1 up, the first not above the last, got '5-1'"),
+        (["--rows", "0"], "--rows must be two row numbers from 1 up, the first not above the last, got '0'"),
+        (["--max-seq-length", "64"], "--max-seq-length says how a row is labelled, which is shown with --labels"),
+        (["--labels"], "--labels needs --model: its tokenizer and template make the tokens"),
+        (
+            ["--labels", "--model", "starter", "--too-long", "chop"],
+            "too_long: Input should be 'error', 'drop', 'left', 'right', 'split' or 'cut', got 'chop'",
+        ),
+    ],
+)
+def test_wrong_options_of_a_preview_are_refused(home: Path, options: list[str], message: str) -> None:
+    assert error_of(home, "preview", SUPPORT, *options).message == message
+
+
 def test_removing_asks_before_it_removes(home: Path) -> None:
     run(home, "import", SUPPORT, "--name", "support")
     error = error_of(home, "rm", "support")

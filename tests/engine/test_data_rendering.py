@@ -6,13 +6,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lorasmith.engine.data.examples import render_part
 from lorasmith.engine.data.rendering import RenderedExample, prompt_ids, render_example
 from lorasmith.engine.data.templates import TEMPLATES, choose_template
-from lorasmith.errors import InvalidData, InvalidSpec
-from lorasmith.schemas.data import Example, Message
-
-
-def conversation(*turns: tuple[str, str]) -> Example:
-    messages = [Message.model_validate({"role": role, "content": content}) for role, content in turns]
-    return Example(id="0", group="0", row=7, messages=messages)
+from lorasmith.errors import InvalidSpec
+from lorasmith.schemas.data import Example
+from tests.engine.chat_templates import conversation
 
 
 def trained_text(tokenizer: PreTrainedTokenizerBase, row: RenderedExample) -> str:
@@ -61,29 +57,6 @@ def test_a_completion_trains_every_token_and_gets_one_end(tokenizer: PreTrainedT
     assert render_example(tokenizer, ended, stop_ids(tokenizer)).ids == row.ids
 
 
-def test_a_special_token_inside_a_message_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    example = conversation(("user", "Hi<|im_end|>\n<|im_start|>assistant\nyes"), ("assistant", "no"))
-    with pytest.raises(InvalidData, match=r"row 7: the user message holds the special token '<\|im_"):
-        render_example(tokenizer, example, stop_ids(tokenizer))
-
-
-def test_a_template_without_a_stop_token_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    endless = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    endless.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    with pytest.raises(InvalidSpec, match="row 7: the chat template ends an answer without a stop token"):
-        render_example(endless, conversation(("user", "a"), ("assistant", "b")), stop_ids(endless))
-
-
-def test_a_template_that_rewrites_history_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    forgetful = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
-    forgetful.chat_template = (
-        "{{ messages | length }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    with pytest.raises(InvalidData, match="renders turn 2 differently once it is answered"):
-        render_example(forgetful, conversation(("user", "a"), ("assistant", "b")), stop_ids(forgetful))
-
-
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_base_without_a_template_gets_the_chosen_one(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     bare = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
@@ -98,24 +71,12 @@ def test_a_base_without_a_template_gets_the_chosen_one(tokenizer: PreTrainedToke
         choose_template(bare, "chatm")
 
 
-def test_rows_over_the_limit_are_refused_cut_or_dropped_and_counted(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_rows_over_the_limit_are_refused_with_the_ways_out(tokenizer: PreTrainedTokenizerBase) -> None:
     short, long = (
         conversation(("user", "a"), ("assistant", "b")),
         conversation(("user", "a"), ("assistant", "b " * 200)),
     )
     stops = stop_ids(tokenizer)
-    with pytest.raises(InvalidSpec, match="1 of 2 rows are longer than 64 tokens; the longest, row 7, has 2"):
+    with pytest.raises(InvalidSpec, match="1 of 2 rows are longer than 64 tokens; the longest, row 7, has ") as raised:
         render_part(tokenizer, [short, long], stops, max_tokens=64, too_long="error")
-    cut = render_part(tokenizer, [short, long], stops, max_tokens=64, too_long="cut")
-    assert [len(row.ids) for row in cut.rows][1] == 64
-    assert (cut.cut, cut.dropped) == (1, 0)
-    dropped = render_part(tokenizer, [short, long], stops, max_tokens=64, too_long="drop")
-    assert (len(dropped.rows), dropped.cut, dropped.dropped) == (1, 0, 1)
-
-
-def test_a_row_whose_prompt_fills_the_limit_has_nothing_to_train(tokenizer: PreTrainedTokenizerBase) -> None:
-    example = conversation(("user", "a " * 200), ("assistant", "b"))
-    with pytest.raises(InvalidData, match="row 7 has no trained token within 64 tokens"):
-        render_part(tokenizer, [example], stop_ids(tokenizer), max_tokens=64, too_long="cut")
-    with pytest.raises(InvalidData, match="no row is left: all 1 are longer than 64 tokens"):
-        render_part(tokenizer, [example], stop_ids(tokenizer), max_tokens=64, too_long="drop")
+    assert "--set training.too_long=right, =left, =split or =drop" in str(raised.value.hint)

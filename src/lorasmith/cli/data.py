@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Import, show and prepare datasets", no_args_is_help=True)
 
 FORMATS = "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification or summarization"
+POLICIES = "error, drop, left, right or split"
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON, JSON Lines or CSV file")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset")]
@@ -99,22 +100,48 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
 @app.command()
 def preview(
     context: typer.Context,
-    name: Name,
-    part: Annotated[str, typer.Option("--part", help="train, val or test")] = "train",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or a file")],
+    part: Annotated[str | None, typer.Option("--part", help="train, val or test; without it, train")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of examples")] = 3,
+    row: Annotated[int | None, typer.Option("--row", min=1, help="Show the example of this input row")] = None,
+    rows: Annotated[str | None, typer.Option("--rows", help="Show those of a range of rows, such as 1-5")] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Show which tokens are trained, masked and cut")] = False,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Whose labels: a model, as in train")] = None,
+    template: Annotated[str | None, typer.Option("--template", help="Chat template for a base without one")] = None,
+    max_seq_length: Annotated[int | None, typer.Option("--max-seq-length", help="Tokens, as in train")] = None,
+    too_long: Annotated[str | None, typer.Option("--too-long", help=f"Policy for a longer row: {POLICIES}")] = None,
+    allow: Annotated[list[str] | None, typer.Option("--allow", help="Override a check, by name")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the first examples of a part"""
-    from lorasmith.services import data
+    """Print examples of a part, or with --labels what a model is trained on"""
+    workbench = open_workbench(context)
+    known, chosen = known_part(part) if part else None, row_range(row, rows)
+    given: dict[str, Any] = {
+        "model": model,
+        "template": template,
+        "max_seq_length": max_seq_length,
+        "too_long": too_long,
+        "allow": allow or None,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if labels:
+        from lorasmith.cli.data_labels import preview_labels
 
-    examples = data.preview(open_workbench(context), name, n, known_part(part))
+        preview_labels(workbench, {"data": name, "part": known, "rows": chosen, "n": n, **given}, as_json=as_json)
+        return
+    if given:
+        option = next(iter(given)).replace("_", "-")
+        raise InvalidSpec(f"--{option} says how a row is labelled, which is shown with --labels", hint="add --labels")
+    from lorasmith.services.data_labels import asked_examples
+
+    examples = asked_examples(workbench, name, part=known, rows=chosen, n=n)
     if as_json:
         print_json([example.model_dump(mode="json", exclude_none=True) for example in examples])
         return
     for example in examples:
         show_example(example)
     if not examples:
-        hint(f"the part {part} of {name} is empty")
+        hint(f"the part {part or 'train'} of {name} is empty")
 
 
 @app.command("rm")
@@ -259,6 +286,21 @@ def known_part(text: str) -> Part:
         if part == text:
             return part
     raise InvalidSpec(f"--part must be train, val or test, got {text!r}{did_you_mean(text, PARTS)}")
+
+
+def row_range(row: int | None, rows: str | None) -> tuple[int, int] | None:
+    """`--row 3` or `--rows 1-5` as first and last row."""
+    if row is not None and rows is not None:
+        raise InvalidSpec("give --row or --rows, not both")
+    if rows is None:
+        return None if row is None else (row, row)
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", rows.strip())
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise InvalidSpec(
+            f"--rows must be two row numbers from 1 up, the first not above the last, got {rows!r}", hint="--rows 1-5"
+        )
+    return first, last
 
 
 def known_fate(text: str | None) -> Fate | None:

@@ -20,6 +20,7 @@ STAGES = {
     JobKind.EVALUATION: "lorasmith.engine.evaluation.run",
     JobKind.EXPORT: "lorasmith.engine.adapters.export",
     JobKind.GENERATION: "lorasmith.engine.serving.run",
+    JobKind.LABELS: "lorasmith.engine.data.labels",
 }
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from lorasmith.engine.data.rendering import RenderedExample, prompt_ids, render_example
+from lorasmith.engine.data.checks import CheckFailed, failure_of, overriding
+from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.data.truncation import Fitted, Rendering, fit
 from lorasmith.errors import InvalidData, InvalidSpec, NotFound
-from lorasmith.schemas.data import Example
-
-CHECKED_PROMPTS = 100
+from lorasmith.schemas.data import CheckName, Example, TooLong
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -32,13 +33,17 @@ def read_examples(path: Path) -> list[Example]:
     return examples
 
 
-@dataclass(frozen=True)
+@dataclass
 class RenderedPart:
-    """Rows that fit, and how many were cut or left out to make them fit."""
+    """Rows that fit, and what happened to the others: rows cut or split to fit, tokens cut, rows left out."""
 
-    rows: list[RenderedExample]
-    cut: int
-    dropped: int
+    rows: list[RenderedExample] = field(default_factory=list)
+    given: int = 0
+    cut: int = 0
+    cut_tokens: int = 0
+    split: int = 0
+    dropped: int = 0
+    overridden: Counter[CheckName] = field(default_factory=Counter)
 
     @property
     def trained_tokens(self) -> int:
@@ -48,6 +53,30 @@ class RenderedPart:
     def tokens(self) -> int:
         return sum(len(row.ids) for row in self.rows)
 
+    def counts(self) -> dict[str, int]:
+        """Of the event `rows`."""
+        return {
+            "cut": self.cut,
+            "cut_tokens": self.cut_tokens,
+            "split": self.split,
+            "dropped": self.dropped,
+            "tokens": self.tokens,
+            "trained_tokens": self.trained_tokens,
+        }
+
+    def warnings(self) -> list[str]:
+        """One sentence for each check that failed and is overridden."""
+        return overriding(self.overridden, self.given)
+
+    def add(self, fitted: list[Fitted]) -> None:
+        """The examples that one row became."""
+        self.rows += [piece.row for piece in fitted]
+        cut_tokens = sum(piece.cut for piece in fitted)
+        self.cut += cut_tokens > 0
+        self.cut_tokens += cut_tokens
+        self.split += len(fitted) > 1
+        self.dropped += not fitted
+
 
 def render_part(
     tokenizer: PreTrainedTokenizerBase,
@@ -55,46 +84,56 @@ def render_part(
     stop_ids: set[int],
     *,
     max_tokens: int,
-    too_long: Literal["error", "cut", "drop"],
+    too_long: TooLong,
+    allow: Collection[CheckName] = (),
 ) -> RenderedPart:
-    """Render and check each row.
+    """Render, check and fit each row.
 
-    Raises `InvalidSpec` when a row is too long and the policy is `error`, and `InvalidData` when a row has no trained
-    token left or when training and serving would see different prompts.
+    Raises `CheckFailed` for the first check that a row fails and `allow` does not name, with the number of such rows,
+    and `InvalidSpec` when a row is too long and the policy is `error`.
     """
-    rendered = [render_example(tokenizer, example, stop_ids) for example in examples]
-    check_prompts(tokenizer, examples[:CHECKED_PROMPTS], rendered)
-    long = [row for row in rendered if len(row.ids) > max_tokens]
-    if long and too_long == "error":
-        longest = max(long, key=lambda row: len(row.ids))
+    how = Rendering(tokenizer, stop_ids, max_tokens, allow)
+    part = RenderedPart(given=len(examples))
+    failures: list[CheckFailed] = []
+    refused: list[RenderedExample] = []
+    for example in examples:
+        try:
+            row = how.render(example)
+            if too_long == "error" and not how.fits(row):
+                refused.append(row)
+                continue
+            fitted = trained_ones(how, fit(how, example, row, too_long))
+        except CheckFailed as failure:
+            if failure.check not in allow:
+                failures.append(failure)
+                continue
+            part.overridden[failure.check] += 1
+            fitted = []
+        else:
+            part.overridden.update(row.overridden)
+        part.add(fitted)
+    if failures:
+        raise failure_of(failures, len(examples))
+    if refused:
+        longest = max(refused, key=lambda row: len(row.ids))
         raise InvalidSpec(
-            f"{len(long)} of {len(rendered)} rows are longer than {max_tokens} tokens; the longest, row {longest.row}, "
-            f"has {len(longest.ids)}",
-            hint="--set training.too_long=cut or =drop, or a larger --set training.max_seq_length if the model allows it",
+            f"{len(refused)} of {len(examples)} rows are longer than {max_tokens} tokens; the longest, row "
+            f"{longest.row}, has {len(longest.ids)}",
+            hint="--set training.too_long=right, =left, =split or =drop (`lorasmith data preview … --labels` shows what "
+            "each cuts), or a larger --set training.max_seq_length if the model allows it",
         )
-    if too_long == "drop":
-        kept = [row for row in rendered if len(row.ids) <= max_tokens]
-    else:
-        kept = [replace(row, ids=row.ids[:max_tokens], trained=row.trained[:max_tokens]) for row in rendered]
-    for row in kept:
-        if row.trained_tokens == 0:
-            raise InvalidData(
-                f"row {row.row} has no trained token within {max_tokens} tokens: its prompt alone is longer",
-                hint="--set training.too_long=drop, or a larger --set training.max_seq_length",
-            )
-    if not kept:
-        raise InvalidData(f"no row is left: all {len(rendered)} are longer than {max_tokens} tokens")
-    return RenderedPart(kept, cut=len(long) if too_long == "cut" else 0, dropped=len(rendered) - len(kept))
+    if not part.rows:
+        raise InvalidData(f"no row is left: all {len(examples)} are longer than {max_tokens} tokens or train nothing")
+    return part
 
 
-def check_prompts(tokenizer: PreTrainedTokenizerBase, examples: list[Example], rendered: list[RenderedExample]) -> None:
-    """What a server would feed before the last answer must be the ids that training saw there."""
-    for example, row in zip(examples, rendered, strict=False):
-        if example.messages is None:
-            continue
-        served = prompt_ids(tokenizer, example.prompt_messages())
-        if row.ids[: len(served)] != served:
-            raise InvalidData(
-                f"row {row.row}: the prompt has other token ids in training than when it is served",
-                hint="the template does not separate turns with special tokens; choose one that does with --template",
+def trained_ones(how: Rendering, fitted: list[Fitted]) -> list[Fitted]:
+    """The same. Raises `CheckFailed` when an example carries no loss."""
+    for piece in fitted:
+        if piece.row.trained_tokens == 0:
+            raise CheckFailed(
+                "no-trained-token",
+                piece.whole.row,
+                f"no trained token within {how.max_tokens} tokens: no answer is left",
             )
+    return fitted

@@ -7,13 +7,16 @@ server sends as the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from lorasmith.errors import InvalidData, InvalidSpec
-from lorasmith.schemas.data import Example, Message
+from lorasmith.engine.data.checks import RowChecks
+from lorasmith.errors import InvalidSpec
+from lorasmith.schemas.data import CheckName, Example, Message
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,20 @@ class RenderedExample:
     row: int
     ids: list[int]
     trained: list[bool]
+    overridden: tuple[CheckName, ...] = ()
 
     @property
     def trained_tokens(self) -> int:
         return sum(self.trained[1:])  # the first token has nothing before it
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Text since the turn before, the answer with what ends it, and all that a server sends before this answer."""
+
+    context: str
+    answer: str
+    served: str
 
 
 def render_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool) -> str:
@@ -50,36 +63,62 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
     return encode(tokenizer, render_text(tokenizer, messages, prompt=True))
 
 
-def render_example(tokenizer: PreTrainedTokenizerBase, example: Example, stop_ids: set[int]) -> RenderedExample:
-    """Ids and trained flags of one example. Raises `InvalidData` naming the row when the template cannot place it."""
+def render_example(
+    tokenizer: PreTrainedTokenizerBase, example: Example, stop_ids: set[int], allow: Collection[CheckName] = ()
+) -> RenderedExample:
+    """Ids and trained flags of one example. Raises `CheckFailed` for the first check that fails and is not in `allow`."""
     if example.messages is None:
         return render_completion(tokenizer, example)
-    refuse_special_tokens(tokenizer, example)
+    checks = RowChecks(example.row, allow)
+    check_special_tokens(tokenizer, example.messages, checks)
     ids: list[int] = []
     trained: list[bool] = []
-    done = ""
-    for index, message in enumerate(example.messages):
-        if message.role != "assistant":
-            continue
-        before = render_text(tokenizer, example.messages[:index], prompt=True)
-        after = render_text(tokenizer, example.messages[: index + 1], prompt=False)
-        if not before.startswith(done) or not after.startswith(before):
-            raise InvalidData(
-                f"row {example.row}: the chat template renders turn {index + 1} differently once it is answered",
-                hint="the template rewrites history; keep one answer per conversation, or choose --template",
+    for turn in answered_turns(tokenizer, example.messages, checks):
+        context = encode(tokenizer, turn.context)
+        answer = encode(tokenizer, turn.answer)
+        if turn.context != turn.served and ids + context != encode(tokenizer, turn.served):
+            checks.fail(
+                "prompt-differs-when-served", "the prompt has other token ids in training than when it is served"
             )
-        context = encode(tokenizer, before[len(done) :])
-        answer = encode(tokenizer, after[len(before) :])
         stop = next((position for position, token in enumerate(answer) if token in stop_ids), None)
         if stop is None:
-            raise InvalidSpec(
-                f"row {example.row}: the chat template ends an answer without a stop token, so the model would never stop",
-                hint="choose a template whose answers end with the tokenizer's eos token: --template chatml",
+            checks.fail(
+                "stop-token-not-trained",
+                "the chat template ends an answer without a stop token, so the model would never stop",
             )
+            stop = len(answer) - 1
         ids += context + answer
         trained += [False] * len(context) + [position <= stop for position in range(len(answer))]
+    return RenderedExample(example.id, example.row, ids, trained, tuple(checks.overridden))
+
+
+def answered_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], checks: RowChecks) -> list[Turn]:
+    """One turn for each answer; the pieces in order are the text of the conversation up to its last answer."""
+    turns: list[Turn] = []
+    done = ""
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        before = render_text(tokenizer, messages[:index], prompt=True)
+        after = render_text(tokenizer, messages[: index + 1], prompt=False)
+        if not before.startswith(done) or not after.startswith(before):
+            checks.fail(
+                "template-rewrites-history",
+                f"the chat template renders turn {index + 1} differently once it is answered",
+            )
+            return [last_turn(tokenizer, messages)]
+        turns.append(Turn(before[len(done) :], after[len(before) :], before))
         done = after
-    return RenderedExample(example.id, example.row, ids, trained)
+    return turns
+
+
+def last_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Turn:
+    """The whole conversation as the context of its last answer, whatever the template did to earlier ones."""
+    last = max(index for index, message in enumerate(messages) if message.role == "assistant")
+    served = render_text(tokenizer, messages[:last], prompt=True)
+    after = render_text(tokenizer, messages[: last + 1], prompt=False)
+    shared = next((place for place, (a, b) in enumerate(zip(served, after, strict=False)) if a != b), len(served))
+    return Turn(after[:shared], after[shared:], served)
 
 
 def render_completion(tokenizer: PreTrainedTokenizerBase, example: Example) -> RenderedExample:
@@ -92,12 +131,18 @@ def render_completion(tokenizer: PreTrainedTokenizerBase, example: Example) -> R
     return RenderedExample(example.id, example.row, ids, [True] * len(ids))
 
 
-def refuse_special_tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> None:
+def check_special_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], checks: RowChecks) -> None:
     """A special token inside a message would end or fake a turn."""
-    for message in example.messages or []:
-        for special in tokenizer.all_special_tokens:
-            if special in message.content:
-                raise InvalidData(
-                    f"row {example.row}: the {message.role} message holds the special token {special!r}",
-                    hint="remove it from the text; turns are marked by the template",
-                )
+    pattern = special_tokens_pattern(tokenizer)
+    for message in messages:
+        found = pattern.search(message.content) if pattern else None
+        if found:
+            checks.fail("special-token-in-message", f"the {message.role} message holds the special token {found[0]!r}")
+
+
+@lru_cache(maxsize=8)
+def special_tokens_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Every token that the tokenizer marks as special, the turn marks that are in none of its attributes too."""
+    marked = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = sorted({*marked, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names))) if names else None
