@@ -15,6 +15,7 @@ from torch import nn
 from lorasmith.engine.lora.dropout import RowDropout, bernoulli_positions
 from lorasmith.engine.models.attention import BLOCK, KEPT_TOKENS
 from lorasmith.engine.models.decoder import PackedDecoder
+from lorasmith.engine.models.elementwise import can_compile, compiled
 from lorasmith.engine.models.families import NotPacked, pack_weights, read_decoder
 from lorasmith.engine.models.head import target_softmax
 from lorasmith.engine.models.packing import pack
@@ -92,6 +93,19 @@ def test_layers_computed_again_give_the_same_gradients(dropout: float) -> None:
     for name, gradient in found[0].items():
         assert torch.equal(gradient, found[1][name]), name
     assert sizes[1] < 0.5 * sizes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="no C++ compiler")
+@pytest.mark.parametrize("family", ["phi3", "qwen3", "gemma"])
+def test_compiled_parts_give_the_same_gradients(family: str) -> None:
+    rows = random_rows(LENGTHS)
+    model = adapted(tiny_base(family))
+    nats, reference = reference_gradients(model, rows, 0.01)
+    model.zero_grad(set_to_none=True)
+    decoder = PackedDecoder(read_decoder(model), elementwise=compiled())
+    assert decoder.gradients(pack(rows), 0.01, None) == pytest.approx(nats, rel=1e-6)
+    assert worst_difference(adapter_gradients(model), reference) <= 1e-5
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])

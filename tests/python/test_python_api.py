@@ -76,6 +76,42 @@ def test_saving_and_loading_gives_the_same_model_and_identity(tmp_path: Path) ->
     torch.testing.assert_close(apply_lora_adapter(base, loaded)(ids).logits, expected, atol=1e-5, rtol=0)
 
 
+def test_every_setting_of_the_adapter_survives_saving_and_loading(tmp_path: Path) -> None:
+    config = LoRAConfig(
+        r=4,
+        use_dora=True,
+        rank_pattern={"q_proj": 2},
+        alpha_pattern={"v_proj": 8},
+        layers=[0, 2],
+        modules_to_save=["norm"],
+        init="gaussian",
+    )
+    trainer = LoRATrainer("starter", config, home=tmp_path / "home")
+    model = trainer.setup_lora()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    ids = torch.arange(20).unsqueeze(0)
+    expected = model.eval()(ids).logits
+    save_lora_adapter(LoRAAdapter("mine", "starter", config), tmp_path / "a", model)
+    base = trainer.load_base_model()
+    loaded = load_lora_adapter(tmp_path / "a", base)
+    assert loaded.config == config
+    (tmp_path / "a" / "lorasmith.json").unlink()  # then it is read from PEFT's file, which does not keep the init
+    read = load_lora_adapter(tmp_path / "a", base).config
+    read.target_modules = config.target_modules
+    assert read == config
+    torch.testing.assert_close(apply_lora_adapter(base, loaded)(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_wrong_setting_is_named_before_anything_runs(tmp_path: Path) -> None:
+    trainer = LoRATrainer("starter", home=tmp_path / "home")
+    with pytest.raises(InvalidSpec, match="there is no field 'training.warmup_stpes'; did you mean"):
+        trainer.train([{"text": "one"}], "a", warmup_stpes=3)
+
+
 def test_statistics_count_what_trains(tmp_path: Path) -> None:
     statistics = LoRATrainer(
         "starter", LoRAConfig(r=2, target_modules=["q_proj"]), home=tmp_path

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.errors import InvalidSpec, NotFound
-from lorasmith.schemas.training import PRESETS
+from lorasmith.errors import InvalidSpec, MissingExtra, NotFound
+from lorasmith.schemas.data import DataImportSpec
+from lorasmith.schemas.training import PRESETS, TrainingSettings
+from lorasmith.services.data import import_dataset
 from lorasmith.services.specs import merge, parse_assignments
-from lorasmith.services.training import build_spec
+from lorasmith.services.training import build_spec, start_training
+from lorasmith.services.workbench import Workbench
 
 FLAGS = {"model": "starter", "data": "signatures"}
 
@@ -45,7 +48,84 @@ def test_every_wrong_field_is_listed_at_once() -> None:
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(InvalidSpec, match="no preset 'balancd'; did you mean 'balanced'") as raised:
         build_spec({**FLAGS, "preset": "balancd"})
-    assert raised.value.hint == f"presets: {', '.join(PRESETS)}"
+    assert raised.value.hint is not None
+    assert raised.value.hint.startswith(f"presets: {', '.join(PRESETS)}; your own: none")
+
+
+def preset_file(home: Path, name: str, text: str) -> Path:
+    (home / "presets").mkdir(exist_ok=True)
+    path = home / "presets" / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_preset_of_the_home_folder_is_one_like_the_built_in_ones(tmp_path: Path) -> None:
+    preset_file(tmp_path, "ours", "lora: {lora_r: 24}\ntraining: {weight_decay: 1e-5, warmup_ratio: 0.1}\n")
+    spec = build_spec({**FLAGS, "preset": "ours"}, home=tmp_path, assignments=["lora.alpha=48"])
+    assert (spec.preset, spec.lora.rank, spec.lora.alpha, spec.training.weight_decay) == ("ours", 24, 48, 1e-5)
+    with pytest.raises(InvalidSpec, match="no preset 'our'; did you mean 'ours'") as raised:
+        build_spec({**FLAGS, "preset": "our"}, home=tmp_path)
+    assert raised.value.hint == f"presets: {', '.join(PRESETS)}; your own: ours"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("ours", "lora: {rnk: 3}", "ours.yaml: there is no field 'lora.rnk'; did you mean 'lora.rank'"),
+        ("ours", "rank: 3", "ours.yaml holds 'rank'; a preset has the sections `lora` and `training` alone"),
+        ("quick", "lora: {rank: 3}", "quick.yaml has the name of a built-in preset"),
+    ],
+)
+def test_a_wrong_preset_file_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    preset_file(tmp_path, name, text)
+    with pytest.raises(InvalidSpec, match=message):
+        build_spec({**FLAGS, "preset": name}, home=tmp_path)
+
+
+def test_a_warmup_ratio_replaces_the_steps_of_the_preset_and_not_ones_that_were_given() -> None:
+    settings = build_spec({**FLAGS, "preset": "quick"}, assignments=["training.warmup_ratio=0.06"]).training
+    assert (settings.warmup_ratio, settings.warmup_steps) == (0.06, None)
+    assert TrainingSettings.model_validate(settings.model_dump()) == settings  # a job folder holds every field
+    with pytest.raises(InvalidSpec) as raised:
+        build_spec(FLAGS, assignments=["training.warmup_ratio=0.06", "training.warmup_steps=5"])
+    expected = "training.warmup_steps: give either warmup_steps or warmup_ratio (which is 0.06), not both, got 5"
+    assert raised.value.message == expected
+
+
+def test_the_names_of_the_seeds_and_of_peft_are_understood(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "lora: {lora_r: 16, lora_alpha: 32, lora_dropout: 0.05, use_rslora: true, use_dora: true,\n"
+        "  layers_to_transform: [0, 1], init_lora_weights: pissa, rank_pattern: {q_proj: 4}}\n"
+        "training: {weight_decay: 1e-5, optimizer: adamw_torch, lr_scheduler_type: cosine, save_steps: 100,\n"
+        "  logging_steps: 10, eval_steps: 20, per_device_train_batch_size: 1, load_best_model_at_end: true}\n",
+        encoding="utf-8",
+    )
+    spec = build_spec(FLAGS, config=config)
+    assert (spec.lora.layers, spec.lora.init, spec.lora.use_dora, spec.lora.rank_pattern) == (
+        [0, 1], "pissa", True, {"q_proj": 4},
+    )  # fmt: skip
+    settings = spec.training
+    assert (settings.weight_decay, settings.optimizer, settings.log_every, settings.eval_every) == (
+        1e-5, "adamw", 10, 20,
+    )  # fmt: skip
+    assert (settings.save_every, settings.keep_best) == (100, True)
+
+
+def test_a_run_that_cannot_start_is_refused_before_it_is_a_job(
+    workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "one", "split": "train"}\n', encoding="utf-8")
+    import_dataset(workbench, file, DataImportSpec(name="rows"))
+    flags = {"model": "starter", "data": "rows"}
+    with pytest.raises(InvalidSpec, match="keep_best needs validation rows, and dataset 'rows' has none"):
+        start_training(workbench, build_spec(flags, assignments=["training.keep_best=true"]))
+    monkeypatch.setattr("lorasmith.services.training.find_spec", lambda _: None)
+    with pytest.raises(MissingExtra, match="optimizer adamw_8bit needs the extra `quant`") as raised:
+        start_training(workbench, build_spec(flags, assignments=["training.optimizer=adamw_8bit"]))
+    assert raised.value.hint == "pip install 'lorasmith[quant]'"
+    assert not workbench.jobs.list()
 
 
 def test_a_missing_model_says_where_to_give_it() -> None:

@@ -20,7 +20,7 @@ def train(
     data: Annotated[str | None, typer.Option("--data", "-d", help="Name of a dataset, or a file to import")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new adapter")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="quick, balanced, high_quality, cpu, gpu-8gb, domain or tiny")
+        str | None, typer.Option(help="quick, balanced, high_quality, cpu, gpu-8gb, domain, tiny, or one of your own")
     ] = None,
     template: Annotated[str | None, typer.Option(help="Chat template for a model without one: chatml or plain")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with the fields of a run")] = None,
@@ -42,7 +42,7 @@ def train(
             adapter = training.resume_training(workbench, resume, view)
     else:
         flags = {"model": model, "data": data, "name": name, "preset": preset, "template": template}
-        spec = training.build_spec(flags, config=config, assignments=assignments)
+        spec = training.build_spec(flags, config=config, assignments=assignments, home=workbench.home)
         if dry_run:
             import yaml
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from lorasmith.engine.lora.config import LoRAConfig, resolve_target_modules
+from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.models.loading import load_adapter
 from lorasmith.errors import InvalidModel, NotFound
 from lorasmith.files import read_json, staged_folder, write_json
+from lorasmith.schemas.training import InitialWeights
 
 METADATA = "lorasmith.json"
 
@@ -72,31 +73,44 @@ def load_lora_adapter(path: Path | str, base_model: PreTrainedModel) -> LoRAAdap
 
 def read_peft_config(stored: dict[str, Any]) -> LoRAConfig:
     """Our config of an `adapter_config.json`; PEFT keeps target modules as a set, so they come back sorted."""
-    targets = stored["target_modules"]
+    targets, layers = stored["target_modules"], stored.get("layers_to_transform")
+    init: Any = stored.get("init_lora_weights")
     return LoRAConfig(
         r=stored["r"],
         alpha=stored["lora_alpha"],
         dropout=stored["lora_dropout"],
         target_modules=targets if isinstance(targets, str) else sorted(targets),
         use_rslora=stored.get("use_rslora", False),
+        use_dora=stored.get("use_dora", False),
+        rank_pattern=stored.get("rank_pattern") or {},
+        alpha_pattern=stored.get("alpha_pattern") or {},
+        layers=[layers] if isinstance(layers, int) else layers,
+        modules_to_save=stored.get("modules_to_save") or [],
+        init=init if init in get_args(InitialWeights) else "default",
     )
 
 
 def check_fit(folder: Path, base_model: PreTrainedModel) -> None:
-    """Each adapter tensor needs a linear layer of its shape in the base."""
+    """Each adapter tensor needs a layer of its shape in the base."""
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file() or not (folder / "adapter_config.json").is_file():
         raise InvalidModel(
             f"{folder} is not a PEFT adapter: adapter_config.json or adapter_model.safetensors is missing"
         )
-    modules = dict(base_model.named_modules())
+    modules, parameters = dict(base_model.named_modules()), dict(base_model.named_parameters(remove_duplicate=False))
     with safe_open(weights, framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118  safe_open is no mapping
-            name, side, _ = key.removeprefix("base_model.model.").rsplit(".", 2)
-            layer = modules.get(name)
+            name, side, _ = f"{key.removeprefix('base_model.model.')}.".partition(".lora_")
             shape = tensors.get_slice(key).get_shape()
-            expected = getattr(layer, "in_features" if side == "lora_A" else "out_features", None)
-            if expected != shape[1 if side == "lora_A" else 0]:
+            if side:
+                layer = modules.get(name)
+                expected: Any = getattr(layer, "in_features" if ".lora_A." in key else "out_features", None)
+                found: Any = shape[1 if ".lora_A." in key else 0]
+            else:  # a module that was trained whole
+                name = name.rstrip(".")
+                layer = parameters.get(name)
+                expected, found = None if layer is None else list(layer.shape), shape
+            if expected != found:
                 raise InvalidModel(
                     f"{folder} does not fit this base: {key} has shape {shape}, the layer {name!r} "
                     f"{'does not exist' if layer is None else f'has {expected}'}",
@@ -108,8 +122,6 @@ def apply_lora_adapter(base_model: PreTrainedModel, adapter: LoRAAdapter) -> Pef
     """The base with the adapter's weights on it; for an adapter without weights, a fresh one ready for training."""
     if adapter.path is not None:
         return load_adapter(base_model, adapter.path)
-    config = LoRAConfig(**adapter.config.to_dict())
-    config.target_modules = resolve_target_modules(base_model, config.target_modules)
-    model = get_peft_model(base_model, config.to_peft_config())
+    model = get_peft_model(base_model, fit(adapter.config, base_model).to_peft_config())
     assert isinstance(model, PeftModel)
     return model

@@ -23,11 +23,12 @@ from lorasmith.jobs.folder import ORDER, RESULT
 from lorasmith.python.adapters import LoRAAdapter, apply_lora_adapter
 from lorasmith.schemas.data import DataImportSpec
 from lorasmith.schemas.jobs import Job, JobOrder
-from lorasmith.schemas.training import LoRASpec, TrainingSettings, TrainingSpec
+from lorasmith.schemas.training import TrainingSpec
 from lorasmith.services.data import import_dataset
 from lorasmith.services.job_outcomes import adapter_of_job
 from lorasmith.services.jobs import settle
 from lorasmith.services.models import resolve_model
+from lorasmith.services.specs import parse_spec
 from lorasmith.services.training import start_training
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
@@ -105,20 +106,21 @@ class LoRATrainer:
         `peft_model` is the trained one afterwards. Failures are raised.
         """
         data = train_dataset if isinstance(train_dataset, str) else self.import_rows(train_dataset, eval_dataset)
-        spec = TrainingSpec(
-            model=self.base_model_name,
-            data=data,
-            name=adapter_id,
-            lora=LoRASpec.model_validate({**self.config.to_dict()}),
-            training=TrainingSettings.model_validate(
-                {
+        spec = parse_spec(
+            TrainingSpec,
+            {
+                "model": self.base_model_name,
+                "data": data,
+                "name": adapter_id,
+                "lora": self.config.to_dict(),
+                "training": {
                     "num_epochs": num_epochs,
                     "batch_size": batch_size,
                     "gradient_accumulation_steps": 1,
                     "learning_rate": learning_rate,
                     **settings,
-                }
-            ),
+                },
+            },
         )
         self.model = self.peft_model = None  # the run loads its own copy; two would double the memory
         return self.collect(self.run(start_training(self.workbench, spec)))

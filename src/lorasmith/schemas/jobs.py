@@ -14,6 +14,7 @@ class JobKind(StrEnum):
     EVALUATION = "evaluation"
     EXPORT = "export"
     GENERATION = "generation"
+    LABELS = "labels"
 
 
 class JobStatus(StrEnum):

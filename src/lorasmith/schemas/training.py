@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core.core_schema import ValidationInfo
+
+from lorasmith.schemas.data import CheckName, TooLong
 
 TargetRole = Literal["attention", "mlp", "all"]
+InitialWeights = Literal["default", "gaussian", "orthogonal", "pissa", "olora"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
+SEED_OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw_8bit"}
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -36,6 +42,29 @@ class LoRASpec(BaseModel):
         "attention", description="A role resolved on the loaded model, or literal module names."
     )
     use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank), https://arxiv.org/abs/2312.03732.")
+    use_dora: bool = Field(
+        False,
+        description="Train the length of each output's weights apart from their direction, https://arxiv.org/abs/2402.09353; through PEFT, slower.",
+    )
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(
+        {}, description="Other ranks: module name, or regular expression for the end of its path, to rank."
+    )
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Other alphas: module name, or regular expression for the end of its path, to alpha."
+    )
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        description="Numbers of the layers to adapt, from 0; all without it.",
+        validation_alias=AliasChoices("layers", "layers_to_transform"),
+    )
+    modules_to_save: list[str] = Field(
+        [], description="Modules that train whole and are saved with the adapter, for example `lm_head`; through PEFT."
+    )
+    init: InitialWeights = Field(
+        "default",
+        description="First A and B. default and gaussian: B is zero; orthogonal: B A is zero; pissa, olora: the main part of W, saved as a plain adapter of twice the rank.",
+        validation_alias=AliasChoices("init", "init_lora_weights"),
+    )
 
 
 class TrainingSettings(BaseModel):
@@ -43,7 +72,18 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    learning_rate: float = Field(2e-4, gt=0, description="Peak AdamW learning rate, after warm-up.")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate, after warm-up.")
+    lora_plus_ratio: float | None = Field(
+        None,
+        gt=0,
+        description="Rate of every B over that of A, LoRA+, https://arxiv.org/abs/2402.12354; the paper takes 16.",
+        validation_alias=AliasChoices("lora_plus_ratio", "loraplus_lr_ratio"),
+    )
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="adamw_8bit keeps its state in a quarter of the memory and needs the extra `quant`; muon trains 2-D weights alone.",
+        validation_alias=AliasChoices("optimizer", "optim"),
+    )
     batch_size: int = Field(
         4,
         ge=1,
@@ -58,10 +98,19 @@ class TrainingSettings(BaseModel):
         validation_alias=AliasChoices("num_epochs", "num_train_epochs", "epochs"),
     )
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
-    warmup_steps: int = Field(100, ge=0, description="At most; a tenth of a shorter run.")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's, on the adapter's weights alone.")
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="Share of the run that is warm-up, instead of warmup_steps."
+    )
+    warmup_steps: int | None = Field(100, ge=0, description="At most; a tenth of a shorter run.")
+    weight_decay: float = Field(
+        0.01,
+        ge=0,
+        description="Share of a matrix that each step takes away, times the learning rate; on what trains alone. Some domains do better with 1e-5.",
+    )
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="How the rate falls to zero after warm-up, or that it stays."
+        "cosine",
+        description="How the rate falls to zero after warm-up, or that it stays.",
+        validation_alias=AliasChoices("lr_scheduler", "lr_scheduler_type"),
     )
     max_grad_norm: float = Field(1.0, gt=0, description="Longer gradients are scaled down to this norm.")
     max_skipped_steps: int = Field(
@@ -70,10 +119,12 @@ class TrainingSettings(BaseModel):
         description="Steps left out because their loss or gradient is not finite or explodes, before the run stops.",
     )
     max_seq_length: int = Field(2048, ge=8, description="Tokens; never more than the model's context.")
-    too_long: Literal["error", "cut", "drop"] = Field(
+    too_long: TooLong = Field(
         "error",
-        description="What happens to a row above max_seq_length: refuse to start, cut its end, or leave it out.",
+        description="What happens to a row above max_seq_length: refuse to start, leave it out, cut the oldest (left), "
+        "cut the ends of its longest messages (right, or cut), or make several rows of it (split).",
     )
+    allow: list[CheckName] = Field([], description="Checks of the rows that are overridden, by name.")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 where the CPU multiplies it natively."
     )
@@ -81,8 +132,16 @@ class TrainingSettings(BaseModel):
         "auto",
         description="fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="Compile the element-wise parts; auto: in a long run where there is a C++ compiler."
+    )
     gradient_checkpointing: bool = Field(
         False, description="Compute each layer again in the backward pass: a third slower, memory of one layer."
+    )
+    prefix_cache_gb: float = Field(
+        8,
+        ge=0,
+        description="Disk for what the layers below the lowest adapter compute, which later epochs read; 0: compute again.",
     )
     micro_batch_tokens: int = Field(
         4096,
@@ -90,10 +149,65 @@ class TrainingSettings(BaseModel):
         description="Tokens computed at once where rows are packed; batch_size counts where they are padded.",
     )
     seed: int = Field(0, ge=0, description="Decides first weights, order of rows and dropout.")
-    log_every: int = Field(5, ge=1, description="Optimizer steps between log lines.")
-    eval_every: int = Field(50, ge=1, description="Optimizer steps between validation losses; fewer in a short run.")
-    save_every: int = Field(100, ge=1, description="Optimizer steps between checkpoints; fewer in a short run.")
-    keep_checkpoints: int = Field(3, ge=1, description="Newest checkpoints that are kept.")
+    log_every: int = Field(
+        5,
+        ge=1,
+        description="Optimizer steps between log lines.",
+        validation_alias=AliasChoices("log_every", "logging_steps"),
+    )
+    eval_every: int = Field(
+        50,
+        ge=1,
+        description="Optimizer steps between validation losses; fewer in a short run.",
+        validation_alias=AliasChoices("eval_every", "eval_steps"),
+    )
+    save_every: int = Field(
+        100,
+        ge=1,
+        description="Optimizer steps between checkpoints; fewer in a short run.",
+        validation_alias=AliasChoices("save_every", "save_steps"),
+    )
+    keep_checkpoints: int = Field(
+        3,
+        ge=1,
+        description="Newest checkpoints that are kept.",
+        validation_alias=AliasChoices("keep_checkpoints", "save_total_limit"),
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Stop after this many validation losses in a row that are no better than the best."
+    )
+    keep_best: bool = Field(
+        False,
+        description="The adapter is that of the best validation loss, not of the last step.",
+        validation_alias=AliasChoices("keep_best", "load_best_model_at_end"),
+    )
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def our_name(cls, name: Any) -> Any:
+        return SEED_OPTIMIZERS.get(str(name), name)
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def one_warmup(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        """Runs only where warmup_steps was given."""
+        ratio = info.data.get("warmup_ratio")
+        if steps is not None and ratio is not None:
+            raise ValueError(f"give either warmup_steps or warmup_ratio (which is {ratio:g}), not both")
+        return steps
+
+    @model_validator(mode="after")
+    def ratio_instead_of_steps(self) -> TrainingSettings:
+        if self.warmup_ratio is not None:
+            self.warmup_steps = None
+        elif self.warmup_steps is None:
+            self.warmup_steps = 0
+        return self
+
+    @property
+    def needs_validation(self) -> str | None:
+        """The name of a setting that looks at validation losses, or None."""
+        return "early_stopping_patience" if self.early_stopping_patience else "keep_best" if self.keep_best else None
 
 
 class TrainingSpec(BaseModel):
@@ -196,7 +310,10 @@ class TrainingResult(BaseModel):
     """What came out; the adapter is a PEFT folder inside the job folder until the service stores it."""
 
     adapter_folder: str
-    total_steps: int
+    total_steps: int = Field(description="Optimizer steps that were taken.")
+    planned_steps: int
+    stopped_early: bool = Field(description="By early_stopping_patience.")
+    adapter_step: int = Field(description="After which step the adapter is as it is here; the best's with keep_best.")
     epochs: float
     training_loss: list[float] = Field(description="Mean loss in nats per trained token, one per log interval.")
     validation_loss: float | None

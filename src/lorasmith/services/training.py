@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lorasmith.errors import Conflict, InvalidSpec, did_you_mean
+from lorasmith.errors import Conflict, InvalidSpec, MissingExtra, did_you_mean
 from lorasmith.schemas.adapters import Adapter
 from lorasmith.schemas.jobs import Job, JobKind
 from lorasmith.schemas.training import PRESETS, TrainingInputs, TrainingSpec
@@ -17,26 +18,67 @@ from lorasmith.services.models import resolve_model
 from lorasmith.services.specs import merge, parse_assignments, parse_spec, read_yaml
 from lorasmith.services.workbench import Workbench
 
+USER_PRESETS = "presets"
+
 
 def build_spec(
-    flags: dict[str, Any], *, config: Path | None = None, assignments: list[str] | None = None
+    flags: dict[str, Any],
+    *,
+    config: Path | None = None,
+    assignments: list[str] | None = None,
+    home: Path | None = None,
 ) -> TrainingSpec:
-    """Preset, then the YAML file, then flags, then `--set`: later ones win."""
+    """Preset, then the YAML file, then flags, then `--set`: later ones win. `home` may hold presets of the user's own."""
     file_values = read_yaml(config) if config else {}
-    given = merge(
-        file_values,
-        {key: value for key, value in flags.items() if value is not None},
-        parse_assignments(assignments or []),
-    )
-    preset = given.get("preset", "balanced")
-    if preset not in PRESETS:
-        raise InvalidSpec(
-            f"no preset {preset!r}{did_you_mean(str(preset), PRESETS)}", hint=f"presets: {', '.join(PRESETS)}"
+    given = canonical_names(
+        merge(
+            file_values,
+            {key: value for key, value in flags.items() if value is not None},
+            parse_assignments(assignments or []),
         )
+    )
+    preset = find_preset(given.get("preset", "balanced"), home)
     for name in ("model", "data"):
         if not given.get(name):
             raise InvalidSpec(f"{name} is missing", hint=f"give --{name}, or `{name}:` in the config file")
-    return parse_spec(TrainingSpec, merge(canonical_names(PRESETS[preset]), canonical_names(given)))
+    return parse_spec(TrainingSpec, merge(without_other_warmup(preset, given), given))
+
+
+def find_preset(name: Any, home: Path | None) -> dict[str, Any]:
+    own = {path.stem: path for path in sorted((home / USER_PRESETS).glob("*.yaml"))} if home else {}
+    if name in own and name in PRESETS:
+        raise InvalidSpec(f"{own[name]} has the name of a built-in preset", hint="give the file another name")
+    if name in own:
+        return canonical_names(read_preset(own[name]))
+    if name not in PRESETS:
+        yours = ", ".join(own) or f"none, they are files {USER_PRESETS}/NAME.yaml in the home folder"
+        raise InvalidSpec(
+            f"no preset {name!r}{did_you_mean(str(name), [*PRESETS, *own])}",
+            hint=f"presets: {', '.join(PRESETS)}; your own: {yours}",
+        )
+    return canonical_names(PRESETS[name])
+
+
+def read_preset(path: Path) -> dict[str, Any]:
+    """The sections of a preset file. Raises `InvalidSpec` that names the file and the field."""
+    values = read_yaml(path)
+    for section in values:
+        if section not in ("lora", "training"):
+            raise InvalidSpec(f"{path} holds {section!r}; a preset has the sections `lora` and `training` alone")
+    try:
+        parse_spec(TrainingSpec, {"model": "any", "data": "any", **values})
+    except InvalidSpec as error:
+        raise InvalidSpec(f"{path}: {error.message}", hint=error.hint) from error
+    return values
+
+
+def without_other_warmup(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The preset less its warm-up where the other kind of warm-up was given: it is one setting with two units."""
+    own, wanted = preset.get("training", {}), given.get("training") or {}
+    kinds = ("warmup_steps", "warmup_ratio")
+    if not isinstance(wanted, dict) or not any(wanted.get(kind) is not None for kind in kinds):
+        return preset
+    return {**preset, "training": {key: value for key, value in own.items() if key not in kinds}}
 
 
 def canonical_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +105,7 @@ def start_training(workbench: Workbench, spec: TrainingSpec) -> Job:
     dataset = find_dataset(workbench, spec.data)
     if spec.name is not None and spec.name in workbench.adapters.names():
         raise Conflict(f"there is already an adapter named {spec.name!r}", hint="choose another --name")
+    check_runnable(spec, dataset.name, validation_rows=dataset.part_sizes.get("val", 0))
     name = spec.name or free_name(workbench, f"{Path(model.name).name}-{dataset.name}")
     folder = workbench.path(dataset.folder)
     inputs = TrainingInputs(
@@ -76,6 +119,17 @@ def start_training(workbench: Workbench, spec: TrainingSpec) -> Job:
         adapter_name=name,
     )
     return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump())
+
+
+def check_runnable(spec: TrainingSpec, dataset: str, validation_rows: int) -> None:
+    """Raise before the job exists for what the engine would refuse after loading the model."""
+    if spec.training.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise MissingExtra("optimizer adamw_8bit", "quant")
+    if spec.training.needs_validation and not validation_rows:
+        raise InvalidSpec(
+            f"{spec.training.needs_validation} needs validation rows, and dataset {dataset!r} has none",
+            hint="split it with a validation part: lorasmith data split --help",
+        )
 
 
 def free_name(workbench: Workbench, wanted: str) -> str:

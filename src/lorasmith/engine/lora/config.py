@@ -1,12 +1,15 @@
-"""The seed's `LoRAConfig` and what target roles mean on a loaded model. Importing this loads no torch."""
+"""The seed's `LoRAConfig` and what its names mean on a loaded model. Importing this loads no torch."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from lorasmith.errors import InvalidSpec, did_you_mean
+from lorasmith.schemas.training import InitialWeights
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -60,7 +63,8 @@ MLP_NAMES = {
 class LoRAConfig:
     """Rank, scale and place of a low-rank adapter, https://arxiv.org/abs/2106.09685.
 
-    The update of a weight (out, in) is `alpha / r · B A` with A (r, in) and B (out, r).
+    The update of a weight (out, in) is `alpha / r · B A` with A (r, in) and B (out, r). The keys of `rank_pattern` and
+    `alpha_pattern` are module names or regular expressions for the end of a module's path; `layers` are numbers from 0.
     """
 
     r: int = 8
@@ -68,10 +72,27 @@ class LoRAConfig:
     dropout: float = 0.1
     target_modules: list[str] | str = field(default_factory=LoRATargetModules.attention)
     use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    layers: list[int] | None = None
+    modules_to_save: list[str] = field(default_factory=list)
+    init: InitialWeights = "default"
 
     def __post_init__(self) -> None:
         if self.r < 1:
             raise InvalidSpec(f"r must be at least 1, got {self.r}")
+        for key, rank in self.rank_pattern.items():
+            if rank < 1:
+                raise InvalidSpec(f"rank_pattern must hold ranks of at least 1, got {rank} for {key!r}")
+        for key, alpha in self.alpha_pattern.items():
+            if alpha <= 0:
+                raise InvalidSpec(f"alpha_pattern must hold values above 0, got {alpha} for {key!r}")
+        if self.layers is not None and (not self.layers or min(self.layers) < 0):
+            raise InvalidSpec(f"layers must be numbers from 0, at least one, got {self.layers}", hint="None means all")
+        if self.init not in get_args(InitialWeights):
+            known = get_args(InitialWeights)
+            raise InvalidSpec(f"no init {self.init!r}{did_you_mean(self.init, known)}", hint=", ".join(known))
         if not 0 <= self.dropout < 1:
             raise InvalidSpec(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not self.target_modules:
@@ -83,13 +104,19 @@ class LoRAConfig:
         """The same as PEFT's own config, for a causal LM."""
         from peft import LoraConfig
 
-        alpha: Any = int(self.alpha) if float(self.alpha).is_integer() else self.alpha
+        init: Any = True if self.init == "default" else self.init
         return LoraConfig(
             r=self.r,
-            lora_alpha=alpha,
+            lora_alpha=whole(self.alpha),
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
             use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
+            rank_pattern=dict(self.rank_pattern),
+            alpha_pattern={key: whole(alpha) for key, alpha in self.alpha_pattern.items()},
+            layers_to_transform=self.layers,
+            modules_to_save=self.modules_to_save or None,
+            init_lora_weights=init,
             bias="none",
             task_type="CAUSAL_LM",
         )
@@ -105,6 +132,93 @@ class LoRAConfig:
             if name not in known:
                 raise InvalidSpec(f"LoRAConfig has no field {name!r}{did_you_mean(name, known)}")
         return cls(**values)
+
+
+def whole(number: float) -> Any:
+    """An int where nothing is lost: PEFT declares its alphas as int, and takes both."""
+    return int(number) if float(number).is_integer() else number
+
+
+def fit(config: LoRAConfig, model: PreTrainedModel) -> LoRAConfig:
+    """The config with the names of this model's modules; raises `InvalidSpec` for whatever has no place in it."""
+    targets = resolve_target_modules(model, config.target_modules)
+    for name in config.modules_to_save:
+        check_module_to_save(model, name, targets)
+    shapes = adapted_shapes(model, targets, config.layers)
+    for field_name in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(config, field_name):
+            check_pattern(field_name, key, shapes)
+    for name, shape in shapes.items():
+        rank = config.rank_pattern.get(pattern_of(name, config.rank_pattern) or "", config.r)
+        if config.init in ("pissa", "olora") and rank > min(shape):
+            raise InvalidSpec(
+                f"init {config.init!r} takes a rank of at most {min(shape)} for {name!r}, got {rank}",
+                hint="a lower rank, or rank_pattern for these modules",
+            )
+        if config.init == "orthogonal" and rank % 2:
+            raise InvalidSpec(f"init 'orthogonal' takes an even rank, got {rank} for {name!r}")
+    return replace(config, target_modules=targets)
+
+
+def adapted_shapes(model: PreTrainedModel, targets: list[str], layers: list[int] | None) -> dict[str, tuple[int, int]]:
+    """Path of each linear layer that gets an update → (out, in). Raises `InvalidSpec` for a layer that is not there."""
+    from torch import nn
+
+    shapes = {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets
+    }
+    if layers is None:
+        return shapes
+    numbers = {name: layer_number(name) for name in shapes}
+    there = sorted({number for number in numbers.values() if number is not None})
+    for number in layers:
+        if number not in there:
+            raise InvalidSpec(
+                f"there is no layer {number} to adapt", hint=f"this model has layers {there[0]} to {there[-1]}"
+                if there else "the target modules of this model are in no numbered layer",
+            )  # fmt: skip
+    return {name: shape for name, shape in shapes.items() if numbers[name] in layers}
+
+
+def layer_number(name: str) -> int | None:
+    """The first number in a module's path, as PEFT reads it."""
+    found = re.match(r".*?\.[^.]*\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def pattern_of(name: str, patterns: Iterable[str]) -> str | None:
+    """The first pattern that is the end of the path, from a dot on, as PEFT matches them."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
+
+
+def check_pattern(field_name: str, key: str, names: Iterable[str]) -> None:
+    try:
+        matched = any(pattern_of(name, [key]) for name in names)
+    except re.error as error:
+        raise InvalidSpec(f"{field_name} {key!r} is no regular expression: {error}") from error
+    if not matched:
+        ends = sorted({name.rpartition(".")[2] for name in names})
+        raise InvalidSpec(
+            f"{field_name} {key!r} matches no adapted module{did_you_mean(key, ends)}",
+            hint=f"adapted: {', '.join(ends)}",
+        )
+
+
+def check_module_to_save(model: PreTrainedModel, name: str, targets: list[str]) -> None:
+    if name in targets:
+        raise InvalidSpec(f"{name!r} is in target_modules and in modules_to_save", hint="leave it out of one of them")
+    with_weights = {
+        path.rpartition(".")[2]
+        for path, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    }
+    if name not in with_weights:
+        raise InvalidSpec(
+            f"modules_to_save {name!r} matches no module{did_you_mean(name, with_weights)}",
+            hint=f"this model has: {', '.join(sorted(with_weights))}",
+        )
 
 
 def resolve_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:

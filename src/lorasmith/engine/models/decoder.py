@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorasmith.engine.lora.dropout import Dropout, RecordedDropout
-from lorasmith.engine.models.elementwise import rms_norm, rms_norm_backward, wide
+from lorasmith.engine.models.elementwise import EAGER, Elementwise, rms_norm, rms_norm_backward, wide
 from lorasmith.engine.models.families import Decoder, Layer
 from lorasmith.engine.models.head import cross_entropy, cross_entropy_with_gradient
 from lorasmith.engine.models.layer import LayerSaved, Pass, layer_backward, layer_forward
@@ -27,25 +27,29 @@ class PackedDecoder:
     the memory of one layer instead of all (gradient checkpointing, https://arxiv.org/abs/1604.06174).
     """
 
-    def __init__(self, decoder: Decoder, *, recompute: bool = False) -> None:
+    def __init__(self, decoder: Decoder, *, recompute: bool = False, elementwise: Elementwise = EAGER) -> None:
         self.decoder = decoder
         self.recompute = recompute
+        self.elementwise = elementwise
         self.workspace = Workspace(decoder.dtype)
         self.lowest = next((number for number, layer in enumerate(decoder.layers) if layer.trained), 0)
 
     @torch.no_grad()
     def loss(self, rows: PackedRows) -> float:
         """Sum of the loss in nats over the trained tokens."""
-        last = self.forward(self.embed(rows), self.state(rows, None), rows.chosen, None)
+        last = self.forward(self.prefix(rows), self.state(rows, None), rows.chosen, None)
         hidden = self.normalised(last[rows.labelled_among_chosen])[0]
         return cross_entropy(hidden, rows.targets, self.decoder.head, self.workspace)
 
     @torch.no_grad()
-    def gradients(self, rows: PackedRows, scale: float, dropout: Dropout | None) -> float:
-        """Add the gradient of `scale` times the summed loss to the adapters' `.grad`; returns the sum in nats."""
+    def gradients(self, rows: PackedRows, scale: float, dropout: Dropout | None, prefix: Tensor | None = None) -> float:
+        """Add the gradient of `scale` times the summed loss to the adapters' `.grad`; returns the sum in nats.
+
+        `prefix` (T, H) is the residual stream below the lowest adapted layer, where it is known.
+        """
         saved: list[Callable[[], LayerSaved]] = []
         state = self.state(rows, dropout)
-        last = self.forward(self.embed(rows), state, rows.chosen, saved)
+        last = self.forward(self.prefix(rows) if prefix is None else prefix, state, rows.chosen, saved)
         labelled = last[rows.labelled_among_chosen]
         hidden, inverse = self.normalised(labelled)
         nats, gradient = cross_entropy_with_gradient(hidden, rows.targets, self.decoder.head, scale, self.workspace)
@@ -60,7 +64,15 @@ class PackedDecoder:
     @torch.no_grad()
     def hidden(self, rows: PackedRows) -> Tensor:
         """Every token behind the final norm (T, H)."""
-        return self.normalised(self.forward(self.embed(rows), self.state(rows, None), None, None))[0]
+        return self.normalised(self.forward(self.prefix(rows), self.state(rows, None), None, None))[0]
+
+    @torch.no_grad()
+    def prefix(self, rows: PackedRows) -> Tensor:
+        """The residual stream (T, H) below the lowest adapted layer: it never changes while the adapter is trained."""
+        x, state = self.embed(rows), self.state(rows, None)
+        for layer in self.decoder.layers[: self.lowest]:
+            x, _ = layer_forward(layer, x, state, SPARE, None)
+        return x
 
     def normalised(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Behind the final norm (n, H), and the inverse norms (n, 1)."""
@@ -77,15 +89,16 @@ class PackedDecoder:
     def forward(
         self, x: Tensor, state: Pass, chosen: Tensor | None, saved: list[Callable[[], LayerSaved]] | None
     ) -> Tensor:
-        """Residual stream behind the last layer (T, H), or (n, H) of the chosen tokens.
+        """From the residual stream below the lowest adapted layer to that behind the last (T, H), or (n, H) of the chosen tokens.
 
-        `saved` takes, for each layer that the backward pass reaches, how to get what that pass reads.
+        `saved` takes, for each layer, how to get what the backward pass reads.
         """
         for group in self.decoder.groups:
             group.refresh(self.decoder.dtype)
-        for number, layer in enumerate(self.decoder.layers):
+        for number in range(self.lowest, len(self.decoder.layers)):
+            layer = self.decoder.layers[number]
             needed = chosen if number + 1 == len(self.decoder.layers) else None
-            if saved is None or number < self.lowest:
+            if saved is None:
                 x, _ = layer_forward(layer, x, state, SPARE, needed)
             elif self.recompute:
                 stream = self.workspace.take(f"stream.{number}", *x.shape).copy_(x)
@@ -101,7 +114,15 @@ class PackedDecoder:
         cosine, sine = self.positions(rows.segments)
         decoder = self.decoder
         return Pass(
-            rows.segments, rows.chosen_lengths, cosine, sine, dropout, self.workspace, decoder.eps, decoder.activation
+            segments=rows.segments,
+            chosen_lengths=rows.chosen_lengths,
+            cosine=cosine,
+            sine=sine,
+            dropout=dropout,
+            workspace=self.workspace,
+            eps=decoder.eps,
+            activation=decoder.activation,
+            elementwise=self.elementwise,
         )
 
     def positions(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,15 @@
 """Norm, gate and rotation with their gradients, written into given tensors.
 
-Each reads and writes a tensor once, in blocks of rows that stay in the cache, and computes in fp32 where it would matter.
+As they stand each is a few operations of torch, in blocks of rows that stay in the cache where a tensor is large. Compiled,
+each is one loop that reads and writes its tensors once.
 """
 
 from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,15 +31,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, inverse: Tensor
     """
     values = x.to(inverse.dtype)
     inverse.copy_(torch.rsqrt(values.square().mean(-1, keepdim=True) + eps))
-    out.copy_(values.mul_(inverse) if values is not x else values * inverse).mul_(weight)
+    out.copy_((values * inverse).to(out.dtype) * weight)
 
 
 def rms_norm_backward(x: Tensor, weight: Tensor, inverse: Tensor, gradient: Tensor) -> Tensor:
     """Gradient of x, in the dtype of `inverse`; `gradient` is that of out."""
     scaled = gradient.to(inverse.dtype) * weight
     normal = x.to(inverse.dtype) * inverse
-    scaled.addcmul_(normal, (scaled * normal).mean(-1, keepdim=True), value=-1)
-    return scaled.mul_(inverse)
+    return (scaled - normal * (scaled * normal).mean(-1, keepdim=True)) * inverse
+
+
+def add_rms_norm_backward(x: Tensor, weight: Tensor, inverse: Tensor, gradient: Tensor, out: Tensor) -> None:
+    """out += gradient of x."""
+    out += rms_norm_backward(x, weight, inverse, gradient)
 
 
 def gate(kind: str, gates: Tensor, ups: Tensor, out: Tensor) -> None:
@@ -78,4 +88,55 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor, *, pass_scale: 
     out[..., :half] = (first * cosine).addcmul_(second, sine, value=-1)
     out[..., half : 2 * half] = (second * cosine).addcmul_(first, sine)
     if 2 * half < x.shape[-1]:
-        torch.mul(x[..., 2 * half :], pass_scale, out=out[..., 2 * half :])
+        out[..., 2 * half :] = x[..., 2 * half :] * pass_scale
+
+
+def whole_gate(kind: str, gates: Tensor, ups: Tensor, out: Tensor) -> None:
+    """`gate` without blocks, in fp32 between reading and writing: for the compiler."""
+    out.copy_(activate(kind, gates.to(wide(gates.dtype))) * ups)
+
+
+def whole_gate_backward(kind: str, gradient: Tensor, gates: Tensor, ups: Tensor, out: Tensor) -> None:
+    x, y, g = (part.to(wide(part.dtype)) for part in (gates, ups, gradient))
+    active = activate(kind, x)
+    through = activate_backward(kind, g * y, x)
+    out.copy_(active * y)
+    ups.copy_(g * active)
+    gates.copy_(through)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """The five of them, as a layer calls them."""
+
+    rms_norm: Callable[..., None] = rms_norm
+    add_rms_norm_backward: Callable[..., None] = add_rms_norm_backward
+    gate: Callable[..., None] = gate
+    gate_backward: Callable[..., None] = gate_backward
+    rotate: Callable[..., None] = rotate
+
+
+EAGER = Elementwise()
+
+
+def can_compile() -> bool:
+    return shutil.which("g++") is not None or shutil.which("clang++") is not None
+
+
+@cache
+def compiled() -> Elementwise:
+    """The first call of each takes seconds, or half a minute where torch's compile cache is empty."""
+    # One graph for each layout of memory that a layer calls them with; beyond the usual 8 it would give up.
+    torch._dynamo.config.recompile_limit = 64
+
+    def loop(function: Callable[..., None]) -> Callable[..., None]:
+        compiled_function: Callable[..., None] = torch.compile(function, dynamic=True, fullgraph=True)
+        return compiled_function
+
+    return Elementwise(
+        rms_norm=loop(rms_norm),
+        add_rms_norm_backward=loop(add_rms_norm_backward),
+        gate=loop(whole_gate),
+        gate_backward=loop(whole_gate_backward),
+        rotate=loop(rotate),
+    )

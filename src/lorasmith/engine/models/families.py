@@ -212,7 +212,8 @@ def read_group(name: str, linears: tuple[nn.Module, ...], modules: dict[int, str
 def join_weights(bases: list[Any]) -> Tensor:
     """One matrix (Σ out, in) whose rows the layers' own weights then view, so that nothing is stored twice."""
     if len(bases) == 1:
-        return bases[0].weight.detach()
+        weight: Tensor = bases[0].weight.detach()
+        return weight
     joined = torch.cat([base.weight.detach() for base in bases])
     for base, rows in zip(bases, joined.split([base.out_features for base in bases]), strict=True):
         base.weight = nn.Parameter(rows, requires_grad=False)

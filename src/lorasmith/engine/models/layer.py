@@ -13,7 +13,7 @@ from torch import Tensor
 from lorasmith.engine.lora.dropout import Dropout
 from lorasmith.engine.lora.group import Saved
 from lorasmith.engine.models.attention import attend, attend_backward, kept_size
-from lorasmith.engine.models.elementwise import gate, gate_backward, rms_norm, rms_norm_backward, rotate, wide
+from lorasmith.engine.models.elementwise import Elementwise, rms_norm_backward, wide
 from lorasmith.engine.models.families import Layer
 from lorasmith.engine.models.packing import Segment
 from lorasmith.engine.models.workspace import Workspace
@@ -35,6 +35,7 @@ class Pass:
     workspace: Workspace
     eps: float
     activation: str
+    elementwise: Elementwise
 
 
 @dataclass
@@ -76,8 +77,8 @@ def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor
     q = workspace.take(f"q.{tag}", heads.key_heads, tokens, heads.group, heads.head_dim)
     k = workspace.take(f"k.{tag}", heads.key_heads, tokens, heads.head_dim)
     # Scores are scaled here, in fp32, and not on their square.
-    rotate(raw_q, state.cosine * layer.scale, state.sine * layer.scale, q, pass_scale=layer.scale)
-    rotate(raw_k, state.cosine, state.sine, k.unsqueeze(2))
+    state.elementwise.rotate(raw_q, state.cosine * layer.scale, state.sine * layer.scale, q, pass_scale=layer.scale)
+    state.elementwise.rotate(raw_k, state.cosine, state.sine, k.unsqueeze(2))
     probabilities = workspace.take(f"probabilities.{tag}", kept_size(state.segments, heads))
     mixed = workspace.take(f"mixed.{tag}", tokens, heads.query_width)
     by_head = mixed.view(tokens, heads.key_heads, heads.group, heads.head_dim).transpose(0, 1)
@@ -94,7 +95,7 @@ def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor
     gates_ups, gate_up = layer.gate_up.forward(normal, dropout, workspace, tag)
     gates, ups = gates_ups.chunk(2, dim=1)
     active = workspace.take("active", *gates.shape)
-    gate(state.activation, gates, ups, active)
+    state.elementwise.gate(state.activation, gates, ups, active)
     last, down = layer.down.forward(active, dropout, workspace, tag)
     last += middle
     return last, LayerSaved(
@@ -127,11 +128,12 @@ def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, 
     saved.down.x = workspace.take("active", *gates.shape)  # computed again: a third of a layer's memory
     dactive, reduced = layer.down.backward_input(dx, saved.down, workspace)
     assert dactive is not None
-    gate_backward(state.activation, dactive, gates, ups, saved.down.x)
+    state.elementwise.gate_backward(state.activation, dactive, gates, ups, saved.down.x)
     layer.down.backward_down(reduced, saved.down, workspace)
     dnormal = layer.gate_up.backward(saved.gates_ups, saved.gate_up, workspace)
     assert dnormal is not None
-    dx += rms_norm_backward(saved.middle, layer.second_norm, saved.second_inverse, dnormal)
+    add_norm_backward = state.elementwise.add_rms_norm_backward
+    add_norm_backward(saved.middle, layer.second_norm, saved.second_inverse, dnormal, dx)
     dmixed = layer.out.backward(dx, saved.out, workspace)
     assert dmixed is not None
     if saved.chosen is not None:
@@ -147,7 +149,7 @@ def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, 
     rotate_back(dk.unsqueeze(2), raw_k, state, 1.0, layer.key_norm, saved.inverses[1])
     dnormal = layer.qkv.backward(saved.joined, saved.qkv, workspace, through=through)
     if dnormal is not None:
-        dx += rms_norm_backward(saved.x, layer.first_norm, saved.first_inverse, dnormal)
+        add_norm_backward(saved.x, layer.first_norm, saved.first_inverse, dnormal, dx)
     return dx
 
 
@@ -159,7 +161,7 @@ def spread(gradient: Tensor, chosen: Tensor, out: Tensor) -> Tensor:
 def norm(x: Tensor, weight: Tensor, state: Pass, name: str) -> tuple[Tensor, Tensor]:
     normal = state.workspace.take(f"normal.{name}", *x.shape)
     inverse = state.workspace.take(f"inverse.{name}", len(x), 1, dtype=wide(x.dtype))
-    rms_norm(x, weight, state.eps, normal, inverse)
+    state.elementwise.rms_norm(x, weight, state.eps, normal, inverse)
     return normal, inverse
 
 
@@ -167,7 +169,7 @@ def head_norm(x: Tensor, weight: Tensor, state: Pass, name: str, tag: str) -> tu
     """RMS norm over head_dim of (key_heads, T, group, head_dim)."""
     inverse = state.workspace.take(f"inverse.{name}.{tag}", *x.shape[:-1], 1, dtype=wide(x.dtype))
     normal = state.workspace.take(f"normal.{name}", *x.shape)
-    rms_norm(x, weight, state.eps, normal, inverse)
+    state.elementwise.rms_norm(x, weight, state.eps, normal, inverse)
     return normal, inverse
 
 
@@ -188,8 +190,8 @@ def rotate_back(
     """Put the gradient of the unrotated, unnormalised heads into the place of `raw`."""
     cosine, sine = state.cosine * scale, -state.sine * scale
     if weight is None or inverse is None:
-        rotate(gradient, cosine, sine, raw, pass_scale=scale)
+        state.elementwise.rotate(gradient, cosine, sine, raw, pass_scale=scale)
         return
     back = state.workspace.take("unrotated", *gradient.shape)
-    rotate(gradient, cosine, sine, back, pass_scale=scale)
+    state.elementwise.rotate(gradient, cosine, sine, back, pass_scale=scale)
     raw.copy_(rms_norm_backward(raw, weight, inverse, back))

@@ -42,20 +42,23 @@ class PackedRows:
     """T tokens of several rows.
 
     `labelled` (n,) are the positions whose next token is trained, once for each row that has it, and `targets` (n,) those
-    tokens. `lengths` are those of the rows, `chosen_lengths` how many of a row's tokens are labelled.
+    tokens. `lengths` are those of the rows, `chosen_lengths` how many of a row's tokens are labelled, `places` where a row's tokens are in
+    the pack.
     """
 
     ids: Tensor
     segments: list[Segment]
     lengths: list[int]
     chosen_lengths: list[int]
+    places: list[list[int]]
     labelled: Tensor
     targets: Tensor
 
     @cached_property
     def chosen(self) -> Tensor:
         """The labelled positions, each once and ascending: all that the last layer has to compute."""
-        return self.labelled.unique()
+        chosen: Tensor = self.labelled.unique()
+        return chosen
 
     @cached_property
     def labelled_among_chosen(self) -> Tensor:
@@ -81,6 +84,7 @@ def pack(rows: Sequence[RenderedExample], *, share: bool = False) -> PackedRows:
         tree.segments,
         [len(row.ids) for row in rows],
         [row.trained_tokens for row in rows],
+        tree.places,
         torch.tensor(labelled, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
     )
@@ -123,7 +127,7 @@ class Tree:
             self.grow(part, end, self.place(part, self.rows[part[0]].ids[depth:end], depth, before))
 
 
-def common_length(sequences: Sequence[Sequence[int]]) -> int:
+def common_length(sequences: Sequence[list[int]]) -> int:
     """Tokens that all of them begin with: the least and the greatest sequence differ first."""
     least, greatest = min(sequences), max(sequences)
     for index, (one, other) in enumerate(zip(least, greatest, strict=False)):

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import prompt_ids
 from lorasmith.engine.models.loading import base_fingerprint
+from lorasmith.engine.training.initial import save_adapter
 from lorasmith.engine.training.loop import TrainingRun
 from lorasmith.files import sha256_bytes, staged_folder, write_json, write_text
 from lorasmith.schemas.data import Message
@@ -39,7 +40,7 @@ def write_adapter(
     spec, inputs = TrainingSpec.model_validate(order.spec), TrainingInputs.model_validate(order.inputs)
     with staged_folder(job / "adapter", replace=True) as folder:
         training.model.peft_config["default"].base_model_name_or_path = inputs.model_name
-        training.model.save_pretrained(str(folder), save_embedding_layers=False)
+        save_adapter(training.model, folder, training.initial)
         tokenizer.save_pretrained(folder)
         write_json(folder / "passport.json", passport(order, inputs, tokenizer, base_folder, result))
         write_json(folder / "training_config.json", spec.model_dump())
@@ -102,6 +103,13 @@ def plot_loss(path: Path, training: TrainingRun, result: TrainingResult) -> None
     pyplot.close(figure)
 
 
+def changed_settings(spec: TrainingSpec) -> str:
+    """Table rows of the LoRA settings that are not at their defaults, beyond those of every card."""
+    shown = {"rank", "alpha", "dropout", "target_modules"}
+    values = spec.lora.model_dump(exclude_defaults=True, exclude=shown)
+    return "".join(f"| {name} | {value} |\n" for name, value in values.items())
+
+
 def model_card(spec: TrainingSpec, inputs: TrainingInputs, result: TrainingResult) -> str:
     """A Hugging Face model card with what was measured and how to use it."""
     validation = (
@@ -136,7 +144,7 @@ A LoRA adapter for `{inputs.model_name}`, trained on the dataset `{inputs.datase
 |---|---|
 | rank, alpha, dropout | {spec.lora.rank}, {spec.lora.alpha:g}, {spec.lora.dropout:g} |
 | target modules | {spec.lora.target_modules} |
-| learning rate, schedule | {spec.training.learning_rate:g}, {spec.training.lr_scheduler} |
+{changed_settings(spec)}| optimizer, learning rate, schedule | {spec.training.optimizer}, {spec.training.learning_rate:g}, {spec.training.lr_scheduler} |
 | rows per optimizer step | {spec.training.batch_size * spec.training.gradient_accumulation_steps} |
 | seed | {spec.training.seed} |
 

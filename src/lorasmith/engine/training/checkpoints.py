@@ -1,19 +1,24 @@
-"""Checkpoints: adapter, optimizer state and position, whole or absent, safetensors only."""
+"""Checkpoints: adapter, optimizer state and position, whole or absent, safetensors and JSON only; and the best weights."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
 
+from lorasmith.engine.training.initial import save_adapter
+from lorasmith.engine.training.schedule import best_evaluation
 from lorasmith.errors import InvalidData, NotFound
 from lorasmith.files import read_json, staged_folder, verify_manifest, write_json
 
-FOLDER = "checkpoints"
+FOLDER, BEST_FOLDER = "checkpoints", "best"
 
 
 @dataclass
@@ -31,23 +36,34 @@ class Progress:
     validation: list[tuple[int, float]] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
 
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and loss of the best validation of a trained adapter; before step 1 it is still the base model."""
+        return best_evaluation([(step, loss) for step, loss in self.validation if step > 0])
+
 
 def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_checkpoint(job: Path, model: PeftModel, optimizer: torch.optim.AdamW, progress: Progress, keep: int) -> Path:
+def save_checkpoint(
+    job: Path, model: PeftModel, optimizer: Optimizer, progress: Progress, keep: int, initial: Mapping[str, Tensor]
+) -> Path:
     """Write `checkpoints/step-…`; only when it is whole are older ones beyond `keep` removed."""
     target = job / FOLDER / f"step-{progress.step:06d}"
     with staged_folder(target, replace=True) as folder:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-        state = optimizer.state
-        tensors: dict[str, torch.Tensor] = {}
+        save_adapter(model, folder, initial)
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, float] = {}
         for name, parameter in trainable(model).items():
             tensors[f"weight.{name}"] = parameter.detach().contiguous()
-            for key, value in state[parameter].items():
-                tensors[f"{key}.{name}"] = value.detach().contiguous()
+            for key, value in optimizer.state[parameter].items():
+                if isinstance(value, Tensor):
+                    tensors[f"{key}.{name}"] = value.detach().clone().contiguous()  # some states share one table
+                else:
+                    numbers[f"{key}.{name}"] = value
         save_file(tensors, folder / "state.safetensors")
+        write_json(folder / "state.json", numbers)
         write_json(folder / "progress.json", asdict(progress))
     for old in whole_checkpoints(job)[:-keep]:
         shutil.rmtree(old)
@@ -70,21 +86,56 @@ def newest_checkpoint(job: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.AdamW) -> Progress:
+def load_checkpoint(folder: Path, model: PeftModel, optimizer: Optimizer) -> Progress:
     """Put weights and optimizer state back, bit for bit."""
     tensors = load_file(folder / "state.safetensors")
+    weights = {name.partition(".")[2]: tensors.pop(name) for name in list(tensors) if name.startswith("weight.")}
+    load_weights(folder, model, weights)
     parameters = trainable(model)
-    stored = {name.partition(".")[2] for name in tensors if name.startswith("weight.")}
-    if stored != set(parameters):
+    for stored, value in (*tensors.items(), *read_json(folder / "state.json").items()):
+        key, _, name = stored.partition(".")
+        optimizer.state[parameters[name]][key] = value
+    return load_progress(folder)
+
+
+def load_weights(folder: Path, model: PeftModel, weights: Mapping[str, Tensor]) -> None:
+    parameters = trainable(model)
+    if weights.keys() != parameters.keys():
         raise InvalidData(f"{folder} was written by a run with other adapter modules")
-    for name, parameter in parameters.items():
-        with torch.no_grad():
-            parameter.copy_(tensors[f"weight.{name}"])
-        optimizer.state[parameter] = {
-            key: tensors[f"{key}.{name}"].clone()
-            for key in ("step", "exp_avg", "exp_avg_sq")
-            if f"{key}.{name}" in tensors
-        }
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def load_progress(folder: Path) -> Progress:
     values = read_json(folder / "progress.json")
     values["validation"] = [(int(step), float(loss)) for step, loss in values["validation"]]
     return Progress(**values)
+
+
+def best_folder(job: Path, step: int) -> Path:
+    return job / BEST_FOLDER / f"step-{step:06d}"
+
+
+def save_best(job: Path, model: PeftModel, step: int) -> None:
+    with staged_folder(best_folder(job, step), replace=True) as folder:
+        save_file(
+            {name: parameter.detach().contiguous() for name, parameter in trainable(model).items()},
+            folder / "weights.safetensors",
+        )
+
+
+def load_best(job: Path, model: PeftModel, step: int) -> None:
+    """Make the weights after step `step`, which `save_best` kept, those of the model."""
+    folder = best_folder(job, step)
+    verify_manifest(folder)
+    load_weights(folder, model, load_file(folder / "weights.safetensors"))
+
+
+def remove_old_best(job: Path) -> None:
+    """Keep what some checkpoint calls its best, so that a run which resumes from any of them still has it."""
+    bests = [load_progress(folder).best for folder in whole_checkpoints(job)]
+    kept = {best_folder(job, best[0]) for best in bests if best}
+    for folder in (job / BEST_FOLDER).glob("step-*"):
+        if folder not in kept:
+            shutil.rmtree(folder)

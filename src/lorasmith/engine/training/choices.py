@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
@@ -12,8 +13,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.engine.models.families import NotPacked, pack_weights, packing_bytes
+from lorasmith.engine.models.elementwise import can_compile
+from lorasmith.engine.models.families import Decoder, NotPacked, pack_weights, packing_bytes
 from lorasmith.engine.models.precision import Precision, choose_memory
+from lorasmith.engine.models.prefix_cache import PrefixCache
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.computation import Computation, PackedComputation, PeftComputation, checked_decoder
@@ -26,6 +29,8 @@ Choice = TypeVar("Choice", bound=str)
 # Up to here materialised attention is faster on a CPU than the fused kernel (7,450 against 5,290 tokens/s on the
 # starter), and its square of the length is still small.
 SHORT_ROW_TOKENS = 512
+WORTH_COMPILING = 1e14  # FLOPs: ten minutes of a small machine, of which compiling saves a twentieth
+FREE_DISK_SHARE = 0.5  # of the disk, which a cache may take
 
 
 class Choices:
@@ -86,4 +91,29 @@ def choose_computation(
         seed=settings.seed,
         micro_batch_tokens=settings.micro_batch_tokens,
         recompute=settings.gradient_checkpointing,
+        compiled=choices.once("compile", lambda: choose_compile(settings, decoder, rows)) == "on",
+        cache=prefix_cache(choices.path.parent / "prefix", decoder, settings, rows),
     )
+
+
+def choose_compile(settings: TrainingSettings, decoder: Decoder, rows: list[RenderedExample]) -> Literal["on", "off"]:
+    """on where it was asked for, or where there is a compiler and the run is long enough to win the time back."""
+    if settings.compile != "auto":
+        return settings.compile
+    weights = sum(
+        update.B.numel() // update.B.shape[1] * update.A.shape[1] for g in decoder.groups for update in g.updates
+    )
+    flops = 4 * weights * sum(len(row.ids) for row in rows) * settings.num_epochs
+    return "on" if can_compile() and flops > WORTH_COMPILING else "off"
+
+
+def prefix_cache(
+    folder: Path, decoder: Decoder, settings: TrainingSettings, rows: list[RenderedExample]
+) -> PrefixCache | None:
+    """A cache for the layers below the lowest adapter, where there are any and an epoch will read it."""
+    lowest = next(number for number, layer in enumerate(decoder.layers) if layer.trained)
+    limit_bytes = min(settings.prefix_cache_gb * 1e9, FREE_DISK_SHARE * shutil.disk_usage(folder.parent).free)
+    if lowest == 0 or settings.num_epochs <= 1 or not limit_bytes:
+        return None
+    lengths = [len(row.ids) for row in rows]
+    return PrefixCache(folder, lengths, decoder.embedding.shape[1], decoder.dtype, round(limit_bytes))

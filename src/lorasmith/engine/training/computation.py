@@ -7,14 +7,17 @@ from typing import Protocol
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.dropout import RowDropout
 from lorasmith.engine.models.decoder import PackedDecoder
+from lorasmith.engine.models.elementwise import EAGER
+from lorasmith.engine.models.elementwise import compiled as elementwise_compiled
 from lorasmith.engine.models.families import Decoder, NotPacked, read_decoder
-from lorasmith.engine.models.packing import pack, token_groups
+from lorasmith.engine.models.packing import PackedRows, pack, token_groups
 from lorasmith.engine.models.precision import Precision
+from lorasmith.engine.models.prefix_cache import PrefixCache
 from lorasmith.engine.training.batches import pad_batch
 from lorasmith.engine.training.loss import CompletionLoss
 
@@ -42,8 +45,20 @@ class Computation(Protocol):
 class PackedComputation:
     """Rows without padding, head and loss at labels alone, adapters' gradients written out."""
 
-    def __init__(self, decoder: Decoder, *, seed: int, micro_batch_tokens: int, recompute: bool = False) -> None:
-        self.decoder = PackedDecoder(decoder, recompute=recompute)
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        seed: int,
+        micro_batch_tokens: int,
+        recompute: bool = False,
+        compiled: bool = False,
+        cache: PrefixCache | None = None,
+    ) -> None:
+        """`cache` belongs to the rows that `gradients` is called with."""
+        elementwise = elementwise_compiled() if compiled else EAGER
+        self.decoder = PackedDecoder(decoder, recompute=recompute, elementwise=elementwise)
+        self.cache = cache
         self.seed = seed
         self.micro_batch_tokens = micro_batch_tokens
 
@@ -51,11 +66,31 @@ class PackedComputation:
         """Rows with a common beginning together, else shortest first, as long as they fit."""
         share = self.decoder.decoder.may_share
         order = sorted(indices, key=lambda index: (rows[index].ids if share else len(rows[index].ids), index))
-        return token_groups(order, rows, self.micro_batch_tokens, share=share)
+        kept = [index for index in order if self.cache and self.cache.keeps(index)]
+        rest = [index for index in order if not self.cache or not self.cache.keeps(index)]
+        return [
+            group for part in (kept, rest) for group in token_groups(part, rows, self.micro_batch_tokens, share=share)
+        ]
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
         packed = pack([rows[index] for index in indices], share=self.decoder.decoder.may_share)
-        return self.decoder.gradients(packed, scale, RowDropout(self.seed, step, indices, packed.lengths))
+        dropout = RowDropout(self.seed, step, indices, packed.lengths)
+        return self.decoder.gradients(packed, scale, dropout, self.prefix(packed, indices))
+
+    def prefix(self, packed: PackedRows, indices: Sequence[int]) -> Tensor | None:
+        """The stream below the lowest adapted layer: read where the cache has every row, else computed and kept."""
+        if self.cache is None:
+            return None
+        known = [stream for index in indices if (stream := self.cache.read(index)) is not None]
+        if len(known) < len(indices):
+            x = self.decoder.prefix(packed)
+            for index, places in zip(indices, packed.places, strict=True):
+                self.cache.write(index, x[places])
+            return x
+        x = torch.empty(len(packed.ids), self.cache.hidden, dtype=self.cache.dtype)
+        for stream, places in zip(known, packed.places, strict=True):
+            x[places] = stream
+        return x
 
     def loss(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> float:
         share = not self.decoder.decoder.rotary_by_length

@@ -8,26 +8,30 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.batches import StepPlan
-from lorasmith.engine.training.checkpoints import Progress, save_checkpoint, trainable
+from lorasmith.engine.training.checkpoints import Progress, remove_old_best, save_best, save_checkpoint, trainable
 from lorasmith.engine.training.computation import Computation
 from lorasmith.engine.training.guards import REMEMBERED_NORMS, suspects, trouble
-from lorasmith.engine.training.schedule import interval, learning_rate, warmup_length
+from lorasmith.engine.training.optimizers import set_rate
+from lorasmith.engine.training.schedule import evaluations_since_best, interval, learning_rate, warmup_length
 from lorasmith.errors import JobFailed
 from lorasmith.schemas.training import TrainingSettings
 
 
 @dataclass
 class TrainingRun:
-    """All that the loop holds. `model` has fp32 adapter weights; its base is frozen."""
+    """All that the loop holds. `model` has fp32 trained weights, the rest is frozen; `initial` is what its base lent them."""
 
     job: Path
     model: PeftModel
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
+    initial: dict[str, Tensor]
     computation: Computation
     plan: StepPlan
     settings: TrainingSettings
@@ -35,21 +39,29 @@ class TrainingRun:
     validation: list[RenderedExample]
     progress: Progress
 
+    @property
+    def stopped_early(self) -> bool:
+        patience = self.settings.early_stopping_patience
+        return patience is not None and evaluations_since_best(self.progress.validation) >= patience
+
+    def finished(self) -> bool:
+        return self.progress.step == self.plan.total_steps or self.stopped_early
+
 
 def train(run: TrainingRun, report: Reporter) -> bool:
-    """Run until the last step; returns False when a stop was asked for and everything has been saved."""
+    """Run until it is finished; returns False when a stop was asked for and everything has been saved."""
     settings, plan, progress = run.settings, run.plan, run.progress
     eval_every = interval(settings.eval_every, plan.total_steps, at_least=10)
     save_every = interval(settings.save_every, plan.total_steps, at_least=3)
     log_every = interval(settings.log_every, plan.total_steps, at_least=20)
-    warmup = warmup_length(settings.warmup_steps, plan.total_steps)
-    if warmup < settings.warmup_steps:
+    warmup = warmup_length(settings.warmup_steps, settings.warmup_ratio, plan.total_steps)
+    if settings.warmup_steps and warmup < settings.warmup_steps:
         report("note", text=f"warm-up is {warmup} steps, a tenth of the run, instead of {settings.warmup_steps}")
-    if progress.step == 0:
-        validate(run, report)
+    if progress.step % eval_every == 0 and progress.step not in dict(progress.validation):
+        validate(run, report)  # before the first step, or what a stop left out
     began = time.perf_counter() - progress.seconds
     with SummaryWriter(str(run.job / "tb")) as board:
-        while progress.step < plan.total_steps:
+        while not run.finished():
             rate = learning_rate(
                 progress.step,
                 peak=settings.learning_rate,
@@ -69,12 +81,23 @@ def train(run: TrainingRun, report: Reporter) -> bool:
                 paused = time.perf_counter()
                 validate(run, report, board)
                 began += time.perf_counter() - paused  # validation is not training time
+                if run.finished() and not last:
+                    last = True
+                    log_step(run, report, board, rate, gradient_norm)
             if progress.step % save_every == 0 or last or stopping or save_now:
-                folder = save_checkpoint(run.job, run.model, run.optimizer, progress, settings.keep_checkpoints)
+                folder = save(run)
                 report("checkpoint", step=progress.step, folder=str(folder.relative_to(run.job)))
             if stopping:
                 return False
     return True
+
+
+def save(run: TrainingRun) -> Path:
+    folder = save_checkpoint(
+        run.job, run.model, run.optimizer, run.progress, run.settings.keep_checkpoints, run.initial
+    )
+    remove_old_best(run.job)
+    return folder
 
 
 def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
@@ -83,8 +106,7 @@ def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
     The mean is over all trained tokens of the step, so that 16 rows at once and 4 times 4 rows give the same update.
     """
     step, progress = run.progress.step, run.progress
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(run.optimizer, rate)
     indices = run.plan.row_indices(step)
     rows = [run.train[index] for index in indices]
     trained_tokens = sum(row.trained_tokens for row in rows)
@@ -114,7 +136,7 @@ def skip(run: TrainingRun, report: Reporter, reason: str, rows: list[int]) -> No
     run.progress.skipped += 1
     step = run.progress.step + 1
     if run.progress.skipped > run.settings.max_skipped_steps:
-        folder = save_checkpoint(run.job, run.model, run.optimizer, run.progress, run.settings.keep_checkpoints)
+        folder = save(run)
         raise JobFailed(
             f"step {step} cannot be taken: {reason}; {run.settings.max_skipped_steps} steps were left out before it; "
             f"rows {rows}; the adapter as it was before is in {folder.relative_to(run.job)}",
@@ -150,14 +172,17 @@ def log_step(run: TrainingRun, report: Reporter, board: SummaryWriter, rate: flo
 
 
 def validate(run: TrainingRun, report: Reporter, board: SummaryWriter | None = None) -> None:
-    """Mean loss in nats per trained token over the validation part, in the training precision."""
+    """Mean loss in nats per trained token over the validation part, in the training precision; keeps the best weights."""
     rows = run.validation
     if not rows:
         return
     batches = run.computation.micro_batches(range(len(rows)), rows)
     nats = sum(run.computation.loss(batch, rows) for batch in batches)
     loss = nats / sum(row.trained_tokens for row in rows)
-    run.progress.validation.append((run.progress.step, loss))
-    report("evaluation", step=run.progress.step, loss=loss)
+    progress = run.progress
+    progress.validation.append((progress.step, loss))
+    report("evaluation", step=progress.step, loss=loss)
+    if run.settings.keep_best and progress.best == (progress.step, loss):
+        save_best(run.job, run.model, progress.step)
     if board is not None:
-        board.add_scalar("validation/loss", loss, run.progress.step)
+        board.add_scalar("validation/loss", loss, progress.step)

@@ -32,8 +32,11 @@ class CompletionLoss:
         ids = torch.arange(PROBE_TOKENS).unsqueeze(0) % vocabulary_size
         training = self.model.training
         self.model.eval()
-        expected = self.model(input_ids=ids, use_cache=False).logits
-        computed = self.head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled=self.model.dtype == torch.bfloat16
+        ):  # some weights may be fp32
+            expected = self.model(input_ids=ids, use_cache=False).logits
+            computed = self.head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
         self.model.train(training)
         return expected.shape == computed.shape and torch.allclose(expected, computed, rtol=1e-3, atol=1e-3)
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 
 from lorasmith.engine.data.examples import RenderedPart, read_examples, render_part
 from lorasmith.engine.data.templates import choose_template
-from lorasmith.engine.lora.config import LoRAConfig, resolve_target_modules
+from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_model, load_tokenizer, model_folder
 from lorasmith.engine.models.precision import DTYPES, Precision, choose_precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
-from lorasmith.engine.training.checkpoints import Progress, load_checkpoint, newest_checkpoint, trainable
+from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
 from lorasmith.engine.training.choices import Choices, choose_computation
 from lorasmith.engine.training.guards import check_result
+from lorasmith.engine.training.initial import moves_weight, start
 from lorasmith.engine.training.loop import TrainingRun, train
+from lorasmith.engine.training.optimizers import build_optimizer
+from lorasmith.errors import InvalidSpec
+from lorasmith.schemas.data import CheckName
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingSpec
 
@@ -44,29 +49,33 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         choose_template(tokenizer, spec.template)
     context = context_tokens(base)
     max_tokens = min(spec.training.max_seq_length, context or spec.training.max_seq_length)
-    limits = {"max_tokens": max_tokens, "too_long": spec.training.too_long}
-    part = render_part(tokenizer, examples, stop_ids, **limits)  # type: ignore[arg-type]
-    validation = validation_part(inputs, tokenizer, stop_ids, max_tokens)
+    policy, allow = spec.training.too_long, spec.training.allow
+    part = render_part(tokenizer, examples, stop_ids, max_tokens=max_tokens, too_long=policy, allow=allow)
+    validation = validation_part(inputs, tokenizer, stop_ids, max_tokens, allow)
     report_rows(report, part, validation)
+    if spec.training.needs_validation and not (validation and validation.rows):
+        raise InvalidSpec(
+            f"{spec.training.needs_validation} needs validation rows, and dataset {inputs.dataset_name!r} has none that fit",
+            hint="split it again with a validation part, or raise training.max_seq_length",
+        )
 
     torch.manual_seed(spec.training.seed)
-    lora = LoRAConfig(
-        r=spec.lora.rank,
-        alpha=spec.lora.alpha,
-        dropout=spec.lora.dropout,
-        target_modules=resolve_target_modules(base, spec.lora.target_modules),
-        use_rslora=spec.lora.use_rslora,
-    )
-    base.requires_grad_(False)
-    model = get_peft_model(base, lora.to_peft_config())
+    lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
+    model, initial = adapted(base, lora, folder)
+    if initial and precision == "bf16":
+        report("note", text=f"init {lora.init} in bf16: the base is rounded once more while training; fp32 is exact")
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = TrainingRun(
         job=folder,
         model=model,
-        optimizer=torch.optim.AdamW(
-            parameters, lr=spec.training.learning_rate, weight_decay=spec.training.weight_decay, fused=True
+        optimizer=build_optimizer(
+            spec.training.optimizer,
+            trainable(model),
+            rate=spec.training.learning_rate,
+            weight_decay=spec.training.weight_decay,
+            lora_plus_ratio=spec.training.lora_plus_ratio,
         ),
+        initial=initial,
         computation=choose_computation(choices, model, tokenizer, spec.training, precision, part.rows, report),
         plan=plan_steps(
             len(part.rows),
@@ -92,35 +101,63 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
             f"stopped after step {training.progress.step} of {training.plan.total_steps}; everything is saved",
             hint=f"lorasmith train --resume {order.id}",
         )
+    result = measured(training, part, counts, precision)
+    if result.stopped_early:
+        patience = spec.training.early_stopping_patience
+        report(
+            "note",
+            text=f"stopped early after step {result.total_steps} of {result.planned_steps}: no better validation loss "
+            f"in {patience} evaluation{'s' * (patience != 1)}, the best is {result.best_validation_loss:.4f}",
+        )
+    if spec.training.keep_best and training.progress.best:
+        load_best(folder, model, result.adapter_step)
+        report(
+            "note",
+            text=f"the adapter is that of step {result.adapter_step}, validation loss {result.validation_loss:.4f}",
+        )
     check_result({name: parameter.detach() for name, parameter in trainable(model).items()})
     report("phase", name="save")
-    result = measured(training, part, counts, precision)
     write_adapter(folder, order, training, tokenizer, base_folder, result)
     return result
 
 
+def adapted(
+    base: transformers.PreTrainedModel, lora: LoRAConfig, folder: Path
+) -> tuple[PeftModel, dict[str, torch.Tensor]]:
+    """The model with a fresh adapter, whatever trains in fp32; and what the base lent to it at the start."""
+    base.requires_grad_(False)
+    moves = moves_weight(lora.init)
+    model = get_peft_model(base, (replace(lora, init="default") if moves else lora).to_peft_config())
+    assert isinstance(model, PeftModel)
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.float()  # modules_to_save are copies in the dtype of the base
+    return model, start(model, lora.init, folder)
+
+
 def validation_part(
-    inputs: TrainingInputs, tokenizer: transformers.PreTrainedTokenizerBase, stop_ids: set[int], max_tokens: int
+    inputs: TrainingInputs,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    stop_ids: set[int],
+    max_tokens: int,
+    allow: list[CheckName],
 ) -> RenderedPart | None:
     """The validation rows that fit; rows that do not are left out of this number, and counted."""
     if inputs.val_file is None:
         return None
-    return render_part(
-        tokenizer, read_examples(Path(inputs.val_file)), stop_ids, max_tokens=max_tokens, too_long="drop"
-    )
+    examples = read_examples(Path(inputs.val_file))
+    return render_part(tokenizer, examples, stop_ids, max_tokens=max_tokens, too_long="drop", allow=allow)
 
 
 def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart | None) -> None:
     report(
         "rows",
         train=len(part.rows),
-        cut=part.cut,
-        dropped=part.dropped,
-        tokens=part.tokens,
-        trained_tokens=part.trained_tokens,
+        **part.counts(),
         validation=len(validation.rows) if validation else 0,
         validation_dropped=validation.dropped if validation else 0,
     )
+    for warning in part.warnings():
+        report("warning", text=warning)
 
 
 def measured(
@@ -128,14 +165,18 @@ def measured(
 ) -> TrainingResult:
     """`counts` are elements and whether they train, per parameter."""
     progress = training.progress
-    losses = [loss for _, loss in progress.validation]
+    losses = dict(progress.validation)
+    kept = progress.best[0] if training.settings.keep_best and progress.best else progress.step
     return TrainingResult(
         adapter_folder="adapter",
         total_steps=progress.step,
+        planned_steps=training.plan.total_steps,
+        stopped_early=training.stopped_early and progress.step < training.plan.total_steps,
+        adapter_step=kept,
         epochs=progress.step / training.plan.steps_per_epoch,
         training_loss=progress.losses,
-        validation_loss=losses[-1] if losses else None,
-        best_validation_loss=min(losses) if losses else None,
+        validation_loss=losses.get(kept),
+        best_validation_loss=min(losses.values()) if losses else None,
         training_time_seconds=progress.seconds,
         trained_tokens=progress.trained_tokens,
         tokens_per_s=progress.tokens / progress.seconds,

@@ -1,14 +1,17 @@
-"""Learning rate by step, and intervals that shrink with a short run."""
+"""Learning rate by step, intervals that shrink with a short run, and when to stop early."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 
-def warmup_length(wanted: int, total_steps: int) -> int:
-    """Warm-up is never more than a tenth of the run, so that each run reaches its peak rate."""
-    return min(wanted, total_steps // 10)
+def warmup_length(steps: int | None, ratio: float | None, total_steps: int) -> int:
+    """`ratio` of the run, to the nearest step; or `steps`, at most a tenth. Each run reaches its peak rate."""
+    if ratio is not None:
+        return min(round(ratio * total_steps), total_steps - 1)
+    return min(steps or 0, total_steps // 10)
 
 
 def learning_rate(
@@ -26,3 +29,15 @@ def learning_rate(
 def interval(wanted: int, total_steps: int, at_least: int) -> int:
     """`wanted` steps, or fewer so that a short run still has `at_least` of them."""
     return max(1, min(wanted, total_steps // at_least))
+
+
+def best_evaluation(evaluations: Sequence[tuple[int, float]]) -> tuple[int, float] | None:
+    """Step and loss of the lowest, the earliest of equals; NaN is never the best."""
+    finite = [(step, loss) for step, loss in evaluations if not math.isnan(loss)]
+    return min(finite, key=lambda evaluation: evaluation[1]) if finite else None
+
+
+def evaluations_since_best(evaluations: Sequence[tuple[int, float]]) -> int:
+    """How many came after the best one."""
+    best = best_evaluation(evaluations)
+    return len(evaluations) if best is None else sum(step > best[0] for step, _ in evaluations)

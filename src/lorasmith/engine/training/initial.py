@@ -1,0 +1,113 @@
+"""PiSSA and OLoRA start from the main part of W in B A and train beside the rest of W; both end as a plain LoRA.
+
+W = rest + s B0 A0, so the update after training is s (B A - B0 A0) = s [B, -B0] [A; A0]: twice the rank, the same s.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor, nn
+
+from lorasmith.engine.models.loading import ADAPTER_WEIGHTS
+from lorasmith.files import write_bytes
+from lorasmith.schemas.training import InitialWeights
+
+FILE = "initial.safetensors"
+EXACT_UP_TO = 1024  # of the smaller side; above, PEFT's randomised decomposition: seconds instead of minutes a matrix
+POWER_ITERATIONS = 16
+
+
+def pissa(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) with scale · B A = the `rank` largest singular parts, https://arxiv.org/abs/2404.02948."""
+    if min(weight.shape) <= EXACT_UP_TO:
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    else:
+        left, values, right = torch.svd_lowrank(weight, rank, niter=POWER_ITERATIONS)
+        right = right.t()
+    roots = (values[:rank] / scale).sqrt()
+    return roots[:, None] * right[:rank], left[:, :rank] * roots
+
+
+def olora(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r), the first of W = Q R, B orthonormal, https://arxiv.org/abs/2406.01775."""
+    q, r = torch.linalg.qr(weight)
+    return r[:rank], q[:, :rank]
+
+
+FACTORS = {"pissa": pissa, "olora": olora}
+
+
+def moves_weight(init: InitialWeights) -> bool:
+    """Whether the base is changed while training."""
+    return init in FACTORS
+
+
+def start(model: PeftModel, init: InitialWeights, job: Path) -> dict[str, Tensor]:
+    """Put A0 and B0 into a fresh adapter and take them out of the base; returns them by their names in a PEFT file.
+
+    They are computed once and kept in the job folder, so that a resumed run starts from the same bits.
+    """
+    if not moves_weight(init):
+        return {}
+    if not (job / FILE).exists():
+        write_bytes(job / FILE, save(factors(model, init)))
+    initial = load_file(job / FILE)
+    with torch.no_grad():
+        for name, layer in lora_layers(model):
+            A, B = initial[f"{name}.lora_A.weight"], initial[f"{name}.lora_B.weight"]
+            layer.lora_A["default"].weight.copy_(A)
+            layer.lora_B["default"].weight.copy_(B)
+            base = layer.get_base_layer()
+            rest = base.weight.float() - layer.scaling["default"] * (B @ A)
+            base.weight = nn.Parameter(rest.to(base.weight.dtype), requires_grad=False)  # a tied embedding stays
+    return initial
+
+
+@torch.no_grad()
+def factors(model: PeftModel, init: InitialWeights) -> dict[str, Tensor]:
+    found = {}
+    for name, layer in lora_layers(model):
+        weight = layer.get_base_layer().weight.float()
+        A, B = FACTORS[init](weight, layer.r["default"], layer.scaling["default"])
+        found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = A.contiguous(), B.contiguous()
+    return found
+
+
+def lora_layers(model: PeftModel) -> Iterator[tuple[str, Any]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def save_adapter(model: PeftModel, folder: Path, initial: Mapping[str, Tensor]) -> None:
+    """A PEFT folder for the untouched base; `initial` is what `start` returned."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    if not initial:
+        return
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for name, first in initial.items():
+        joined = [tensors[name], first] if ".lora_A." in name else [tensors[name], -first]
+        tensors[name] = torch.cat(joined, dim=0 if ".lora_A." in name else 1)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS, {"format": "pt"}
+    )
+    doubled(model.peft_config["default"]).save_pretrained(str(folder))
+
+
+def doubled(config: Any) -> Any:
+    """The PEFT config for twice the rank at the same scale, alpha / r or alpha / sqrt(r)."""
+    config = copy.deepcopy(config)
+    factor = math.sqrt(2) if config.use_rslora else 2
+    config.r *= 2
+    config.lora_alpha *= factor
+    config.rank_pattern = {key: 2 * rank for key, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {key: factor * alpha for key, alpha in config.alpha_pattern.items()}
+    config.inference_mode = True
+    return config
