@@ -280,8 +280,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
         "lora": {"rank": 32, "alpha": 64, "dropout": 0.0, "target_modules": "all"},
         "training": {
-            "learning_rate": 4e-3,
-            "batch_size": 32,
+            "learning_rate": 3e-3,
+            "batch_size": 16,
             "gradient_accumulation_steps": 1,
             "num_epochs": 2,
             "warmup_steps": 20,
