@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.engine.models.packing import LEAST_SHARED, Tree, common_length, pack, token_groups
+from lorasmith.engine.models.packing import SHARED_BLOCK, Tree, pack, shared_length, token_groups
 
-BEGINNING = list(range(100, 100 + LEAST_SHARED))
+BEGINNING = list(range(100, 100 + SHARED_BLOCK))
 # Few distinct beginnings of several lengths, so that rows often share one, two or three stretches.
 row_ids = st.lists(st.sampled_from([BEGINNING, [*BEGINNING, 7], [1], [2], [3, 3]]), min_size=1, max_size=6).map(
     lambda parts: [token for part in parts for token in part]
@@ -45,15 +45,16 @@ def test_sharing_labels_the_same_predictions(ids: list[list[int]]) -> None:
         assert packed.ids[packed.labelled].tolist() == read
 
 
-def test_a_common_beginning_is_laid_out_once() -> None:
+def test_whole_blocks_of_a_common_beginning_are_laid_out_once() -> None:
     system = [50 + n for n in range(40)]
     rows = as_rows([[*system, 1, 2], [*system, 3], system, [9, *system]])
     packed = pack(rows, share=True)
-    assert len(packed.ids) == 40 + 2 + 1 + 0 + 41
+    assert len(packed.ids) == 32 + (8 + 2) + (8 + 1) + 8 + 41
     assert packed.ids[:40].tolist() == system
     assert len(pack(rows).ids) == 42 + 41 + 40 + 41
 
 
+@example(ids=[BEGINNING, [*BEGINNING, 1], [*BEGINNING, 1, 1]], most=18)
 @given(rows_of_ids, st.integers(1, 80))
 def test_token_groups_hold_each_row_once_and_no_more_tokens_than_asked(ids: list[list[int]], most: int) -> None:
     rows = as_rows(ids)
@@ -65,7 +66,8 @@ def test_token_groups_hold_each_row_once_and_no_more_tokens_than_asked(ids: list
             assert len(group) == 1 or len(pack([rows[index] for index in group], share=share).ids) <= most
 
 
-def test_the_common_length_of_several_sequences() -> None:
-    assert common_length([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2
-    assert common_length([[1], [2]]) == 0
-    assert common_length([[5, 6], [5, 6]]) == 2
+def test_the_shared_length_is_in_whole_blocks() -> None:
+    assert shared_length([[*BEGINNING, 2, 3], [*BEGINNING, 2, 4], [*BEGINNING, 2]]) == SHARED_BLOCK
+    assert shared_length([BEGINNING * 2, BEGINNING * 2]) == 2 * SHARED_BLOCK
+    assert shared_length([[1], [2]]) == 0
+    assert shared_length([BEGINNING[:-1], BEGINNING]) == 0

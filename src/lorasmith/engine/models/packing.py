@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorasmith.engine.data.rendering import RenderedExample
 
-LEAST_SHARED = 16  # tokens; a shorter common beginning costs more in small products than it saves
+SHARED_BLOCK = 16  # tokens; rows share whole blocks, as a shorter beginning costs more in small products than it saves
 
 
 @dataclass(frozen=True)
@@ -117,23 +117,22 @@ class Tree:
         """Lay out rows that agree up to `depth`: what more they share, then each part of them that shares more."""
         parts: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for number in group:
-            parts[tuple(self.rows[number].ids[depth : depth + LEAST_SHARED])].append(number)
+            parts[tuple(self.rows[number].ids[depth : depth + SHARED_BLOCK])].append(number)
         for start, part in parts.items():
-            if len(part) == 1 or len(start) < LEAST_SHARED:
+            if len(part) == 1 or len(start) < SHARED_BLOCK:
                 for number in part:
                     self.place([number], self.rows[number].ids[depth:], depth, before)
                 continue
-            end = common_length([self.rows[number].ids for number in part])
+            end = shared_length([self.rows[number].ids for number in part])
             self.grow(part, end, self.place(part, self.rows[part[0]].ids[depth:end], depth, before))
 
 
-def common_length(sequences: Sequence[list[int]]) -> int:
-    """Tokens that all of them begin with: the least and the greatest sequence differ first."""
+def shared_length(sequences: Sequence[list[int]]) -> int:
+    """Tokens that all of them begin with, in whole blocks: the least and the greatest sequence differ first."""
     least, greatest = min(sequences), max(sequences)
-    for index, (one, other) in enumerate(zip(least, greatest, strict=False)):
-        if one != other:
-            return index
-    return min(len(least), len(greatest))
+    length = min(len(least), len(greatest))
+    differ = next((index for index in range(length) if least[index] != greatest[index]), length)
+    return differ - differ % SHARED_BLOCK
 
 
 def token_groups(
@@ -147,8 +146,7 @@ def token_groups(
     tokens = 0
     for index in order:
         length = len(rows[index].ids)
-        common = common_length([rows[groups[-1][-1]].ids, rows[index].ids]) if share and groups else 0
-        fresh = length - common if common >= LEAST_SHARED else length
+        fresh = length - shared_length([rows[groups[-1][-1]].ids, rows[index].ids]) if share and groups else length
         if not groups or tokens + fresh > max_tokens:
             groups.append([])
             tokens, fresh = 0, length

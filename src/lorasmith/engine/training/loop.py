@@ -45,7 +45,7 @@ class TrainingRun:
         return patience is not None and evaluations_since_best(self.progress.validation) >= patience
 
     def finished(self) -> bool:
-        return self.progress.step == self.plan.total_steps or self.stopped_early
+        return self.progress.step >= self.plan.total_steps or self.stopped_early
 
 
 def train(run: TrainingRun, report: Reporter) -> bool:
