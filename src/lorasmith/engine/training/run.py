@@ -22,7 +22,7 @@ from lorasmith.engine.training.checkpoints import Progress, load_best, load_chec
 from lorasmith.engine.training.choices import Choices, choose_computation
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.initial import moves_weight, start
-from lorasmith.engine.training.loop import TrainingRun, train
+from lorasmith.engine.training.loop import TrainingRun, heed_kill, train
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import CheckName
@@ -77,6 +77,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         ),
         initial=initial,
         computation=choose_computation(choices, model, tokenizer, spec.training, precision, part.rows, report),
+        choices=choices,
         plan=plan_steps(
             len(part.rows),
             batch_size=spec.training.batch_size,
@@ -95,6 +96,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
 
+    heed_kill(training, report)
     report("phase", name="train")
     if not train(training, report):
         raise report.stop(
