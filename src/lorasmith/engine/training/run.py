@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
-from lorasmith.engine.training.choices import Choices, choose_computation
+from lorasmith.engine.training.choices import PREFIX, Choices, choose_computation
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.initial import moves_weight, start
 from lorasmith.engine.training.loop import TrainingRun, heed_kill, train
@@ -91,7 +92,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         validation=validation.rows if validation else [],
         progress=Progress(),
     )
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = newest_checkpoint(folder, report)
     if checkpoint is not None:
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
@@ -120,6 +121,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     check_result({name: parameter.detach() for name, parameter in trainable(model).items()})
     report("phase", name="save")
     write_adapter(folder, order, training, tokenizer, base_folder, result)
+    shutil.rmtree(folder / PREFIX, ignore_errors=True)  # gigabytes that no epoch will read again
     return result
 
 
@@ -188,4 +190,6 @@ def measured(
         precision=precision,
         threads=torch.get_num_threads(),
         rows={"trained": len(part.rows), "cut": part.cut, "dropped": part.dropped},
+        paths=training.computation.paths,
+        fallback=training.computation.fallback,
     )
