@@ -45,7 +45,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> LabelReport:
     config: Any = AutoConfig.from_pretrained(base_folder)
     context = getattr(config, "max_position_embeddings", None) or spec.max_seq_length
     how = Rendering(tokenizer, stop_ids(base_folder, config, tokenizer), min(spec.max_seq_length, context), spec.allow)
-    rows = []
+    rows: list[LabelledRow] = []
     for example in examples:
         if report.stop_requested:
             raise report.stop(f"stopped after {len(rows)} of {len(examples)} rows")
