@@ -81,7 +81,8 @@ def choose_computation(
             precision=precision,
             batch_rows=settings.batch_size,
         )
-    memory = choices.once("memory", lambda: choose_memory(settings.memory, decoder.dtype, packing_bytes(decoder)))
+    wanted = "lean" if settings.quantizes else settings.memory
+    memory = choices.once("memory", lambda: choose_memory(wanted, decoder.dtype, packing_bytes(decoder)))
     if memory == "fast":
         pack_weights(decoder, model)
     retain_heap()
