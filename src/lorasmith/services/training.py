@@ -141,10 +141,10 @@ def check_quantization(spec: TrainingSpec) -> None:
             "lora.init loftq starts from what quantising the base loses, and training.quantization is none",
             hint="--set training.quantization=nf4, or --set lora.init=pissa",
         )
-    if spec.lora.use_dora and spec.training.quantizes and init in ("loftq", "pissa", "olora"):
+    if spec.lora.use_dora and spec.training.quantizes:
         raise InvalidSpec(
-            f"lora.init {init} changes the weights whose lengths use_dora has measured on the {quantization} base",
-            hint="train with lora.init=default, or without use_dora",
+            f"lora.use_dora measures the base's weights in each step, and training.quantization={quantization} stores them in fewer bits",
+            hint="train with lora.use_dora=false, or with training.quantization=none",
         )
 
 

@@ -22,7 +22,8 @@ FourBit = Literal["nf4", "fp4"]
 Kind = Literal["nf4", "fp4", "int8"]
 BLOCK, MAGNITUDE_BLOCK = 64, 256
 CHUNK = 1 << 18  # bytes of codes at once: their indices and values stay in the cache of a core
-QUANTIZED_AT_ONCE = 1 << 20  # elements, a multiple of BLOCK, which bounds what quantising takes on top
+AT_ONCE = 1 << 18  # elements that are quantised at once, a multiple of BLOCK: bounds what it takes on top
+TINY = 1e-38  # instead of the largest magnitude of a block of zeros
 
 # Quantiles of the normal distribution, as bitsandbytes has them; the index is the code.
 NF4 = (
@@ -152,40 +153,48 @@ class Rows:
 
 
 def quantize_rows(weight: Tensor) -> Rows:
-    rows = weight.float()
-    largest = rows.abs().amax(1, keepdim=True)
-    codes = torch.round(rows * (127.0 / largest.clamp(min=1e-38))).to(torch.int8)
-    return Rows(codes, largest / 127.0)
+    codes = torch.empty(weight.shape, dtype=torch.int8)  # before what is freed again, which leaves no holes then
+    scales = torch.empty(len(weight), 1)
+    rows = max(1, AT_ONCE // weight.shape[1])
+    for part, code, scale in zip(weight.split(rows), codes.split(rows), scales.split(rows), strict=True):
+        part = part.float()
+        largest = part.abs().amax(1, keepdim=True)
+        code.copy_(torch.round(part * (127.0 / largest.clamp(min=TINY))))
+        torch.div(largest, 127.0, out=scale)
+    return Rows(codes, scales)
 
 
 def quantize_blocks(weight: Tensor, kind: FourBit, *, double: bool) -> Blocks:
     flat = weight.reshape(-1)
-    parts = [to_codes(part.float(), table(kind), BLOCK) for part in flat.split(QUANTIZED_AT_ONCE)]
-    codes = torch.cat([part[0] for part in parts])
-    magnitudes = Magnitudes(torch.cat([part[1] for part in parts]))
-    if double:
-        magnitudes = quantize_magnitudes(magnitudes.values)
-    return Blocks((weight.shape[0], weight.shape[1]), kind, (codes[::2] << 4) | codes[1::2], magnitudes)
+    blocks = -(-len(flat) // BLOCK)
+    codes, largest = torch.empty(blocks * BLOCK // 2, dtype=torch.uint8), torch.empty(blocks)
+    parts = zip(flat.split(AT_ONCE), codes.split(AT_ONCE // 2), largest.split(AT_ONCE // BLOCK), strict=True)
+    for part, pairs, magnitude in parts:
+        code = to_codes(part.float(), table(kind), BLOCK, magnitude)
+        torch.bitwise_or(code[::2] << 4, code[1::2], out=pairs)
+    magnitudes = quantize_magnitudes(largest) if double else Magnitudes(largest)
+    return Blocks((weight.shape[0], weight.shape[1]), kind, codes, magnitudes)
 
 
 def quantize_magnitudes(values: Tensor) -> Magnitudes:
-    mean = values.mean()
-    codes, scales = to_codes(values - mean, dynamic_table(), MAGNITUDE_BLOCK)
+    mean, scales = values.mean(), torch.empty(-(-len(values) // MAGNITUDE_BLOCK))
+    codes = to_codes(values - mean, dynamic_table(), MAGNITUDE_BLOCK, scales)
     return Magnitudes(codes[: len(values)].clone(), scales, mean)
 
 
-def to_codes(values: Tensor, entries: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """The index of the nearest entry for each value (n,) over the largest magnitude of its block, and those magnitudes.
+def to_codes(values: Tensor, entries: Tensor, block: int, largest: Tensor) -> Tensor:
+    """The index of the nearest entry for each value (n,) over the largest magnitude of its block, which goes into `largest`.
 
     The codes are filled up to whole blocks with that of zero.
     """
     blocks = F.pad(values, (0, -len(values) % block)).view(-1, block)
-    largest = blocks.abs().amax(1)
-    order = torch.argsort(entries, stable=True)
-    ascending = entries[order]
-    scaled = blocks * (1 / largest.clamp(min=1e-38))[:, None]
-    nearest = torch.bucketize(scaled, (ascending[:-1] + ascending[1:]) / 2, out_int32=True)
-    return order.to(torch.uint8)[nearest.view(-1)], largest
+    torch.amax(blocks.abs(), 1, out=largest)
+    ascending, order = torch.sort(entries, stable=True)
+    scaled = blocks * (1 / largest.clamp(min=TINY))[:, None]
+    nearest = torch.bucketize(scaled.view(-1), (ascending[:-1] + ascending[1:]) / 2, out_int32=True)
+    if torch.equal(ascending, entries):
+        return nearest.to(torch.uint8)
+    return order.to(torch.uint8)[nearest]
 
 
 @cache

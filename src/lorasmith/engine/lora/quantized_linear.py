@@ -15,6 +15,7 @@ from lorasmith.engine.lora.quantized import Quantization, quantize
 class QuantizedLinear(nn.Linear):
     """x W^T + b; W is dequantised when it is used, in training and in evaluation alike, and never kept.
 
+    `weight` has no elements, so that whatever would change it, such as a merge, fails instead of changing a copy.
     `read_full` gets the weight (out, in) as it is on disk: some first weights of an adapter are made from it.
     """
 
@@ -24,7 +25,7 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)  # nn.Linear's would make the weight
         self.read_full = read_full
         self.quantization = quantization
-        self.compute_dtype = dtype
+        self.weight = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
         self.quantize(read_full())
         self.out_features, self.in_features = self.stored.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
@@ -33,10 +34,9 @@ class QuantizedLinear(nn.Linear):
         """Take `weight` (out, in) instead."""
         self.stored = quantize(weight, self.quantization)
 
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """A new tensor (out, in) in the compute dtype."""
-        return self.stored.dequantize(torch.empty(self.stored.shape, dtype=self.compute_dtype))
+    def dequantized(self) -> Tensor:
+        """W (out, in), a new tensor in the compute dtype."""
+        return self.stored.dequantize(torch.empty(self.stored.shape, dtype=self.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         product: Tensor = DequantizedProduct.apply(x, self)  # type: ignore[no-untyped-call]
@@ -52,11 +52,11 @@ class DequantizedProduct(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, linear: QuantizedLinear) -> Tensor:
         context.linear, context.dtype = linear, x.dtype
-        return F.linear(x.to(linear.compute_dtype), linear.weight)
+        return F.linear(x.to(linear.weight.dtype), linear.dequantized())
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        weight = context.linear.weight
+        weight = context.linear.dequantized()
         return (gradient.to(weight.dtype) @ weight).to(context.dtype), None
 
 

@@ -19,7 +19,7 @@ WAY_OUT = "train on the base as it is: training.quantization=none"
 
 
 class StoredWeights:
-    """The tensors of a model folder by name. Each read opens its file anew, so that no page of it stays mapped."""
+    """The tensors of a model folder by name. Each read opens its file anew: its pages go with the tensor."""
 
     def __init__(self, folder: Path, prefix: str) -> None:
         """`prefix` is that of the decoder, which a checkpoint without output head leaves out."""
@@ -33,11 +33,16 @@ class StoredWeights:
         """What the file calls the parameter `name`, or None where it is not there."""
         return next((key for key in (name, name.removeprefix(self.prefix)) if key in self.files), None)
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, shape: torch.Size) -> Tensor:
+        """A view of the file, which stays mapped while the tensor is there. Raises `InvalidModel` for another shape."""
         key = self.key(name)
         assert key is not None
         with safe_open(self.files[key], framework="pt") as stored:
-            tensor: Tensor = stored.get_tensor(key).clone()  # else it is a view of the file
+            tensor: Tensor = stored.get_tensor(key)
+        if tensor.shape != shape:
+            raise InvalidModel(
+                f"{self.files[key]}: {key} has the shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}"
+            )
         return tensor
 
 
@@ -57,14 +62,14 @@ def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantiz
     linears = linears_to_quantize(model, folder)
     stored = StoredWeights(folder, model.base_model_prefix)
     missing = missing_weights(model, stored, folder)
-    with torch.no_grad():
-        for name, linear in linears.items():
-            bias = stored.read(f"{name}.bias").to(dtype) if linear.bias is not None else None
-            read_full = partial(stored.read, f"{name}.weight")
-            model.set_submodule(name, QuantizedLinear(read_full, bias, quantization, dtype))
-        for name, tensor in model.state_dict().items():
-            if stored.key(name) is not None:
-                fill(model, name, stored.read(name), tensor)
+    for name, place in model.state_dict().items():
+        layer, _, own = name.rpartition(".")
+        if layer in linears and own == "weight":
+            linear = linears[layer]
+            read_full = partial(stored.read, name, place.shape)
+            model.set_submodule(layer, QuantizedLinear(read_full, linear.bias, quantization, dtype))
+        elif name not in missing:
+            fill(model, name, stored.read(name, place.shape).to(place.dtype, copy=True))
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -102,14 +107,8 @@ def missing_weights(model: PreTrainedModel, stored: StoredWeights, folder: Path)
     return missing
 
 
-def fill(model: PreTrainedModel, name: str, value: Tensor, place: Tensor) -> None:
-    """Make `value`, in the dtype of `place`, the parameter or buffer `name`. Raises `InvalidModel` for another shape."""
-    if value.shape != place.shape:
-        raise InvalidModel(f"{name} has the shape {tuple(value.shape)}, the config says {tuple(place.shape)}")
+def fill(model: PreTrainedModel, name: str, value: Tensor) -> None:
+    """Make `value` the parameter or buffer `name`."""
     parent, _, own = name.rpartition(".")
     module = model.get_submodule(parent)
-    value = value.to(place.dtype)
-    if own in module._parameters:
-        setattr(module, own, nn.Parameter(value, requires_grad=False))
-    else:
-        setattr(module, own, value)
+    setattr(module, own, nn.Parameter(value, requires_grad=False) if own in module._parameters else value)
