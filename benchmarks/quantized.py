@@ -3,7 +3,7 @@
 python benchmarks/quantized.py [--steps N] [--tokens N]: JSON lines, one closing line per bar, exit 1 when short. Each kind
 runs in a process of its own on one random model of 160 M parameters (weights in a folder, float32): it loads the base,
 adapts every linear layer with rank 16 and takes the gradients of `--tokens` tokens in rows of 256, N times after one that
-allocates. Peak memory is the largest resident size of the process, of which the libraries take what `libraries_mb` says.
+allocates; with more tokens at once, activations take more of the memory and dequantising less of the time. Peak memory is the largest resident size of the process, of which the libraries take what `libraries_mb` says.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODEL = {
 }
 ROW_TOKENS = 256
 KINDS = ("none", "nf4", "fp4", "int8")
-MEMORY_BAR, TIME_BAR = 0.5, 1.5
+MEMORY_BAR, TIME_BAR = 0.7, 1.5
 
 
 def peak_mb() -> float:
@@ -73,7 +73,9 @@ def measure(folder: Path, kind: str, tokens: int, steps: int) -> None:
     computation = PackedComputation(read_decoder(model), seed=0, micro_batch_tokens=tokens)
     generator = random.Random(0)
     rows = [
-        RenderedExample(str(number), number, [generator.randrange(8_192) for _ in range(ROW_TOKENS)], [True] * ROW_TOKENS)
+        RenderedExample(
+            str(number), number, [generator.randrange(8_192) for _ in range(ROW_TOKENS)], [True] * ROW_TOKENS
+        )
         for number in range(tokens // ROW_TOKENS)
     ]
     seconds = []
@@ -117,14 +119,16 @@ def main() -> int:
         in_a_process("--write", folder)
         found = {}
         for kind in KINDS:
-            line = in_a_process("--measure", folder, kind, "--tokens", str(options.tokens), "--steps", str(options.steps))
+            line = in_a_process(
+                "--measure", folder, kind, "--tokens", str(options.tokens), "--steps", str(options.steps)
+            )
             print(line, end="", flush=True)
             found[kind] = json.loads(line)
     ours, peer = found["nf4"], found["none"]
-    ours_mb, peer_mb = (run["loaded_mb"] - run["libraries_mb"] for run in (ours, peer))
+    ours_mb, peer_mb = (run["peak_mb"] - run["libraries_mb"] for run in (ours, peer))
     return close(
         [
-            Bar("memory of an nf4 base", f"{ours_mb:.0f} MB", f"{peer_mb:.0f} MB (fp32)", ours_mb / peer_mb, MEMORY_BAR, at_least=False),
+            Bar("peak memory on an nf4 base, less the libraries", f"{ours_mb:.0f} MB", f"{peer_mb:.0f} MB (fp32)", ours_mb / peer_mb, MEMORY_BAR, at_least=False),
             Bar("step on an nf4 base", f"{ours['step_s']:.2f} s", f"{peer['step_s']:.2f} s (fp32)", ours["step_s"] / peer["step_s"], TIME_BAR, at_least=False),
         ]
     )  # fmt: skip

@@ -131,4 +131,6 @@ def test_more_rounds_of_loftq_leave_less() -> None:
         best = torch.linalg.svdvals((weight - stored).double())[8:].square().sum().sqrt().item()
         errors.append(torch.linalg.norm(weight - stored - B @ A).item())
         assert errors[-1] == pytest.approx(best, rel=1e-4)  # each round ends with the best of its rank
-    assert errors[2] < errors[1] < errors[0] < torch.linalg.norm(weight - dequantized(weight, quantization, torch.float32))
+    assert (
+        errors[2] < errors[1] < errors[0] < torch.linalg.norm(weight - dequantized(weight, quantization, torch.float32))
+    )

@@ -88,7 +88,9 @@ def test_gradients_equal_those_of_peft_on_the_dequantised_weights(
 def test_loading_gives_the_model_with_its_linear_layers_quantised(starter: Path) -> None:
     quantized, full = load_model(starter, torch.float32, NF4), load_model(starter)
     assert quantized_elements(quantized) == sum(
-        module.weight.numel() for name, module in full.named_modules() if type(module) is nn.Linear and name != "lm_head"
+        module.weight.numel()
+        for name, module in full.named_modules()
+        if type(module) is nn.Linear and name != "lm_head"
     )
     assert quantized.generation_config.to_dict() == full.generation_config.to_dict()
     assert quantized.lm_head.weight is quantized.model.embed_tokens.weight  # tied, as in the starter
