@@ -32,6 +32,7 @@ class Progress:
     interval_nats: float = 0.0
     interval_tokens: int = 0
     skipped: int = 0
+    first_loss: float | None = None
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,10 @@ def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
     norm = torch.nn.utils.clip_grad_norm_(trainable(run.model).values(), run.settings.max_grad_norm).item()
     if step == 0 and norm == 0:
         raise JobFailed("no gradient reaches the adapter, so nothing would be learned", code="no_gradient")
-    reason = trouble(total_nats / trained_tokens, norm, progress.norms)
+    loss = total_nats / trained_tokens
+    if progress.first_loss is None and math.isfinite(loss):
+        progress.first_loss = loss
+    reason = trouble(loss, norm, progress.norms, progress.first_loss)
     if reason is None:
         run.optimizer.step()
         progress.norms = [*progress.norms, norm][-REMEMBERED_NORMS:]
