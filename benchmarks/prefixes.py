@@ -37,9 +37,9 @@ SHARED_BAR, FROZEN_BAR = 1.9, 0.4
 ALL_AT_ONCE = 8192  # tokens of a micro-batch
 
 
-def adapted_model(shape: str, **lora: Any) -> PeftModel:
+def adapted_model(values: workload.Config, **lora: Any) -> PeftModel:
     """Random weights in this machine's faster precision, with a fresh adapter."""
-    config = AutoConfig.for_model(**workload.SHAPES[shape])
+    config = AutoConfig.for_model(**values)
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config, dtype=DTYPES[choose_precision("auto")])
     settings = LoraConfig(
@@ -71,8 +71,10 @@ def step_seconds(computation: PackedComputation, rows: list[RenderedExample]) ->
 
 def shared_bar(shape: str, repeats: int) -> Bar:
     rows = make_rows(16, 300, 180, 120, workload.SHAPES[shape]["vocab_size"])
-    shared = PackedComputation(read_decoder(adapted_model(shape)), seed=0, micro_batch_tokens=ALL_AT_ONCE)
-    apart_decoder: Decoder = read_decoder(adapted_model(shape))
+    shared = PackedComputation(
+        read_decoder(adapted_model(workload.SHAPES[shape])), seed=0, micro_batch_tokens=ALL_AT_ONCE
+    )
+    apart_decoder: Decoder = read_decoder(adapted_model(workload.SHAPES[shape]))
     apart_decoder.rotary_by_length = True  # what keeps rows of such families apart
     apart = PackedComputation(apart_decoder, seed=0, micro_batch_tokens=ALL_AT_ONCE)
     ratios, ours, peer = [], [], []
@@ -96,7 +98,9 @@ def shared_bar(shape: str, repeats: int) -> Bar:
 def frozen_bar(shape: str, repeats: int) -> Bar:
     layers = workload.SHAPES[shape]["num_hidden_layers"]
     rows = make_rows(8, 400, 0, 80, workload.SHAPES[shape]["vocab_size"])
-    decoder = read_decoder(adapted_model(shape, layers_to_transform=list(range(layers - layers // 4, layers))))
+    decoder = read_decoder(
+        adapted_model(workload.SHAPES[shape], layers_to_transform=list(range(layers - layers // 4, layers)))
+    )
     step_seconds(PackedComputation(decoder, seed=0, micro_batch_tokens=ALL_AT_ONCE), rows)  # allocates
     ratios, first, second = [], [], []
     for repeat in range(1, repeats + 1):
