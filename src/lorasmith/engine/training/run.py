@@ -20,6 +20,7 @@ from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
 from lorasmith.engine.training.choices import Choices, choose_computation
+from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.initial import moves_weight, start
 from lorasmith.engine.training.loop import TrainingRun, train
@@ -33,10 +34,19 @@ from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingS
 def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     """Train, or go on from the newest whole checkpoint of the folder. Raises `Interrupted` when asked to stop."""
     spec = TrainingSpec.model_validate(order.spec)
+    with launch(spec.training.processes, folder, "lorasmith.engine.training.peer") as devices:
+        return run_on(order, folder, report, devices)
+
+
+def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) -> TrainingResult:
+    """One process's part of `run`; only the first one returns."""
+    spec = TrainingSpec.model_validate(order.spec)
     inputs = TrainingInputs.model_validate(order.inputs)
-    choices = Choices(folder, report)
+    choices = Choices(folder, report, devices)
     precision = choices.once("precision", lambda: choose_precision(spec.training.precision))
 
+    if devices.count > 1:
+        report("note", text=f"{devices.count} processes, each with {torch.get_num_threads()} of the cores")
     report("phase", name="load")
     base_folder = model_folder(inputs.model_folder)
     tokenizer = load_tokenizer(base_folder)
@@ -61,7 +71,8 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
 
     torch.manual_seed(spec.training.seed)
     lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
-    model, initial = adapted(base, lora, folder)
+    with devices.first_before_others():
+        model, initial = adapted(base, lora, folder)
     if initial and precision == "bf16":
         report("note", text=f"init {lora.init} in bf16: the base is rounded once more while training; fp32 is exact")
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -89,6 +100,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         train=part.rows,
         validation=validation.rows if validation else [],
         progress=Progress(),
+        devices=devices,
     )
     checkpoint = newest_checkpoint(folder)
     if checkpoint is not None:
@@ -96,7 +108,9 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
 
     report("phase", name="train")
-    if not train(training, report):
+    finished = train(training, report)
+    devices.leave()
+    if not finished:
         raise report.stop(
             f"stopped after step {training.progress.step} of {training.plan.total_steps}; everything is saved",
             hint=f"lorasmith train --resume {order.id}",
