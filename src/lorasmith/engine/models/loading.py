@@ -13,6 +13,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.models.quantized_loading import load_quantized_model
 from lorasmith.errors import InvalidModel, NotFound
 from lorasmith.files import read_json
 from lorasmith.model_files import check_model_folder
@@ -47,9 +49,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, quantization: Quantization | None = None
+) -> PreTrainedModel:
     """A causal LM in eval mode, every weight from the folder; raises `InvalidModel` when one is missing."""
     check_model_folder(folder)
+    if quantization is not None:
+        return load_quantized_model(folder, dtype, quantization)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (ValueError, KeyError, RuntimeError) as error:

@@ -89,8 +89,9 @@ def choose_computation(
             precision=precision,
             batch_rows=settings.batch_size,
         )
+    wanted = "lean" if settings.quantizes else settings.memory
     copies_bytes = packing_bytes(decoder) * choices.devices.count
-    memory = choices.once("memory", lambda: choose_memory(settings.memory, decoder.dtype, copies_bytes))
+    memory = choices.once("memory", lambda: choose_memory(wanted, decoder.dtype, copies_bytes))
     if memory == "fast":
         pack_weights(decoder, model)
     retain_heap()

@@ -13,6 +13,8 @@ from peft import PeftModel, get_peft_model
 from lorasmith.engine.data.examples import RenderedPart, read_examples, render_part
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.lora.config import LoRAConfig, fit
+from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_model, load_tokenizer, model_folder
 from lorasmith.engine.models.precision import DTYPES, Precision, choose_precision
 from lorasmith.engine.reporting import Reporter
@@ -50,7 +52,10 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     report("phase", name="load")
     base_folder = model_folder(inputs.model_folder)
     tokenizer = load_tokenizer(base_folder)
-    base = load_model(base_folder, DTYPES[precision])
+    quantization = Quantization.named(spec.training.quantization, spec.training.double_quantization)
+    base = load_model(base_folder, DTYPES[precision], quantization)
+    if quantized := quantized_elements(base):
+        report("note", text=quantized_note(base, quantized, precision))
     stop_ids = eos_token_ids(base, tokenizer)
 
     report("phase", name="tokenize")
@@ -73,9 +78,10 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
     with devices.first_before_others():
         model, initial = adapted(base, lora, folder)
-    if initial and precision == "bf16":
+    if initial and precision == "bf16" and not quantized:
         report("note", text=f"init {lora.init} in bf16: the base is rounded once more while training; fp32 is exact")
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    counts.append((quantized, False))
     training = TrainingRun(
         job=folder,
         model=model,
@@ -135,6 +141,14 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     return result
 
 
+def quantized_note(base: transformers.PreTrainedModel, elements: int, precision: Precision) -> str:
+    bits, full_bytes = 8 * quantized_bytes(base) / elements, elements * DTYPES[precision].itemsize
+    return (
+        f"{elements:,} weights of the base are in {bits:.2f} bits, {quantized_bytes(base) / 1e6:,.0f} MB instead of "
+        f"{full_bytes / 1e6:,.0f} MB in {precision}; they are dequantised each time they are used"
+    )
+
+
 def adapted(
     base: transformers.PreTrainedModel, lora: LoRAConfig, folder: Path
 ) -> tuple[PeftModel, dict[str, torch.Tensor]]:
@@ -145,7 +159,7 @@ def adapted(
     assert isinstance(model, PeftModel)
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()  # modules_to_save are copies in the dtype of the base
-    return model, start(model, lora.init, folder)
+    return model, start(model, lora.init, folder, loftq_iterations=lora.loftq_iterations)
 
 
 def validation_part(

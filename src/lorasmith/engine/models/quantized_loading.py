@@ -1,0 +1,115 @@
+"""A model whose linear layers are quantised one by one as they are read: its full weights are never in memory together."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.lora.quantized_linear import QuantizedLinear
+from lorasmith.errors import InvalidModel
+
+WAY_OUT = "train on the base as it is: training.quantization=none"
+
+
+class StoredWeights:
+    """The tensors of a model folder by name. Each read opens its file anew, so that no page of it stays mapped."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        """`prefix` is that of the decoder, which a checkpoint without output head leaves out."""
+        self.prefix = f"{prefix}."
+        self.files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as stored:
+                self.files.update(dict.fromkeys(stored.keys(), path))
+
+    def key(self, name: str) -> str | None:
+        """What the file calls the parameter `name`, or None where it is not there."""
+        return next((key for key in (name, name.removeprefix(self.prefix)) if key in self.files), None)
+
+    def read(self, name: str) -> Tensor:
+        key = self.key(name)
+        assert key is not None
+        with safe_open(self.files[key], framework="pt") as stored:
+            tensor: Tensor = stored.get_tensor(key).clone()  # else it is a view of the file
+        return tensor
+
+
+def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantization) -> PreTrainedModel:
+    """A causal LM in eval mode. Linear layers but the output head are quantised, the rest is in `dtype`.
+
+    Raises `InvalidModel` for a weight that is missing, and for one that would have to stay as large as it is.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if getattr(config, "quantization_config", None) is not None:
+            raise InvalidModel(f"{folder} is stored quantised already", hint=WAY_OUT)
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InvalidModel(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    linears = linears_to_quantize(model, folder)
+    stored = StoredWeights(folder, model.base_model_prefix)
+    missing = missing_weights(model, stored, folder)
+    with torch.no_grad():
+        for name, linear in linears.items():
+            bias = stored.read(f"{name}.bias").to(dtype) if linear.bias is not None else None
+            read_full = partial(stored.read, f"{name}.weight")
+            model.set_submodule(name, QuantizedLinear(read_full, bias, quantization, dtype))
+        for name, tensor in model.state_dict().items():
+            if stored.key(name) is not None:
+                fill(model, name, stored.read(name), tensor)
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.eval()
+    return model
+
+
+def linears_to_quantize(model: PreTrainedModel, folder: Path) -> dict[str, nn.Linear]:
+    """Every linear layer but the output head, by name, if all large weights are in them, in embeddings and in the head."""
+    head = model.get_output_embeddings()
+    linears = {
+        name: module for name, module in model.named_modules() if type(module) is nn.Linear and module is not head
+    }
+    for name, module in model.named_modules():
+        if name in linears or module is head or isinstance(module, nn.Embedding):
+            continue
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1:
+                raise InvalidModel(
+                    f"{folder} cannot be quantised: {name}.{parameter_name} is part of a {type(module).__name__}, "
+                    "and only linear layers can be stored in fewer bits",
+                    hint=WAY_OUT,
+                )
+    return linears
+
+
+def missing_weights(model: PreTrainedModel, stored: StoredWeights, folder: Path) -> set[str]:
+    """Names that the folder leaves out because they are tied to others. Raises `InvalidModel` for any other."""
+    missing = {name for name in model.state_dict() if stored.key(name) is None}
+    pairs = model.all_tied_weights_keys.items()
+    elsewhere = {name for pair in pairs for name in pair if not missing.issuperset(pair)}
+    lost = sorted(missing - elsewhere)
+    if lost:
+        raise InvalidModel(f"{folder} lacks {len(lost)} weights, the first is {lost[0]!r}", hint=WAY_OUT)
+    return missing
+
+
+def fill(model: PreTrainedModel, name: str, value: Tensor, place: Tensor) -> None:
+    """Make `value`, in the dtype of `place`, the parameter or buffer `name`. Raises `InvalidModel` for another shape."""
+    if value.shape != place.shape:
+        raise InvalidModel(f"{name} has the shape {tuple(value.shape)}, the config says {tuple(place.shape)}")
+    parent, _, own = name.rpartition(".")
+    module = model.get_submodule(parent)
+    value = value.to(place.dtype)
+    if own in module._parameters:
+        setattr(module, own, nn.Parameter(value, requires_grad=False))
+    else:
+        setattr(module, own, value)
