@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.devices import launch, shares
@@ -24,14 +23,10 @@ from lorasmith.jobs.folder import write_request
 from lorasmith.schemas.jobs import JobRequest
 from tests.engine.decoder_cases import worst_difference
 from tests.engine.device_steps import CASES, one_step
-from tests.engine.small_jobs import events, run_engine
+from tests.engine.small_jobs import events, run_engine, weights
 
 Job = Callable[..., Path]
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all"}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
