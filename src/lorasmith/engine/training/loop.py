@@ -25,13 +25,17 @@ from lorasmith.engine.training.checkpoints import (
     save_checkpoint,
     trainable,
 )
+from lorasmith.engine.training.choices import MICRO_BATCH, Choices
 from lorasmith.engine.training.computation import Computation
 from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.guards import REMEMBERED_NORMS, suspects, trouble
+from lorasmith.engine.training.memory import shrink_after_kill, summed
 from lorasmith.engine.training.optimizers import set_rate
 from lorasmith.engine.training.schedule import evaluations_since_best, interval, learning_rate, warmup_length
 from lorasmith.errors import JobFailed
 from lorasmith.schemas.training import TrainingSettings
+
+KILLED = "killed.json"  # in the job folder
 
 
 @dataclass
@@ -43,6 +47,7 @@ class TrainingRun:
     optimizer: Optimizer
     initial: dict[str, Tensor]
     computation: Computation
+    choices: Choices
     plan: StepPlan
     settings: TrainingSettings
     train: list[RenderedExample]
@@ -120,9 +125,13 @@ def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
     indices = run.plan.row_indices(step)
     rows = [run.train[index] for index in indices]
     trained_tokens = sum(row.trained_tokens for row in rows)
-    own_nats = sum(
-        run.computation.gradients(batch, run.train, scale=1 / trained_tokens, step=step)
-        for batch in run.computation.micro_batches(run.devices.share(indices, run.train), run.train)
+    own_nats = summed(
+        run.computation,
+        run.devices.share(indices, run.train),
+        run.train,
+        lambda batch: run.computation.gradients(batch, run.train, scale=1 / trained_tokens, step=step),
+        lambda before, after: shrunk(run, report, f"step {step + 1} does not fit into memory", before, after),
+        trained=True,
     )
     total_nats = run.devices.sum(own_nats)
     run.devices.sum_gradients(trainable(run.model).values())
@@ -144,6 +153,28 @@ def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
     progress.tokens += sum(len(row.ids) for row in rows)
     progress.trained_tokens += trained_tokens
     return norm
+
+
+def heed_kill(run: TrainingRun, report: Reporter) -> None:
+    """Where whoever started this process noted that the system killed the one before it: compute half as much at once."""
+    note = run.job / KILLED
+    if not run.devices.agree(note.exists()):
+        return
+    sizes = shrink_after_kill(run.computation, run.plan, run.progress.step, run.train, run.validation)
+    if sizes:
+        shrunk(run, report, "the last process was killed by the system", *sizes)
+    else:
+        report("warning", text="the last process was killed by the system, and each row is computed alone already")
+    if run.devices.first:
+        note.unlink()
+
+
+def shrunk(run: TrainingRun, report: Reporter, why: str, before: int, after: int) -> None:
+    """Drop what a step has summed so far, and keep the smaller micro-batch for the rest of the run."""
+    run.optimizer.zero_grad(set_to_none=True)
+    run.choices.change(MICRO_BATCH, after)
+    unit = run.computation.unit
+    report("warning", text=f"{why}: {after} {unit} at once from now on instead of {before}, for the same update")
 
 
 def skip(run: TrainingRun, report: Reporter, reason: str, rows: list[int]) -> None:
@@ -195,8 +226,15 @@ def validate(run: TrainingRun, report: Reporter, board: SummaryWriter | None = N
     rows = run.validation
     if not rows:
         return
-    batches = run.computation.micro_batches(run.devices.share(range(len(rows)), rows), rows)
-    nats = run.devices.sum(sum(run.computation.loss(batch, rows) for batch in batches))
+    own_nats = summed(
+        run.computation,
+        run.devices.share(range(len(rows)), rows),
+        rows,
+        lambda batch: run.computation.loss(batch, rows),
+        lambda before, after: shrunk(run, report, "validation does not fit into memory", before, after),
+        trained=False,
+    )
+    nats = run.devices.sum(own_nats)
     loss = nats / sum(row.trained_tokens for row in rows)
     progress = run.progress
     progress.validation.append((progress.step, loss))

@@ -25,7 +25,7 @@ from lorasmith.engine.training.choices import Choices, choose_computation
 from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.initial import moves_weight, start
-from lorasmith.engine.training.loop import TrainingRun, train
+from lorasmith.engine.training.loop import TrainingRun, heed_kill, train
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import CheckName
@@ -94,6 +94,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
         ),
         initial=initial,
         computation=choose_computation(choices, model, tokenizer, spec.training, precision, part.rows, report),
+        choices=choices,
         plan=plan_steps(
             len(part.rows),
             batch_size=spec.training.batch_size,
@@ -113,6 +114,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
 
+    heed_kill(training, report)
     report("phase", name="train")
     finished = train(training, report)
     devices.leave()
