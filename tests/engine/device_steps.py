@@ -57,7 +57,10 @@ def one_step(case: str, devices: Devices | None = None) -> tuple[float, dict[str
         devices=devices or Devices(),
     )
     optimizer_step(run, SilentReporter(Path()), 1e-2)
-    return run.progress.interval_nats, gradients, {n: p.detach().clone() for n, p in trainable(model).items()}
+    updated = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+    for name, first in run.devices.agree(updated).items():
+        assert torch.equal(updated[name], first), f"{name} differs from the first process's"
+    return run.progress.interval_nats, gradients, updated
 
 
 if __name__ == "__main__":

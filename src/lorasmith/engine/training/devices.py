@@ -139,11 +139,13 @@ def shares(indices: Sequence[int], tokens: Sequence[int], count: int) -> list[li
 
 def buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     bucket: list[nn.Parameter] = []
+    elements = 0
     for parameter in parameters:
         bucket.append(parameter)
-        if sum(p.numel() for p in bucket) >= BUCKET_ELEMENTS:
+        elements += parameter.numel()
+        if elements >= BUCKET_ELEMENTS:
             yield bucket
-            bucket = []
+            bucket, elements = [], 0
     if bucket:
         yield bucket
 

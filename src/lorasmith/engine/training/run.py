@@ -36,6 +36,8 @@ from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingS
 def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     """Train, or go on from the newest whole checkpoint of the folder. Raises `Interrupted` when asked to stop."""
     spec = TrainingSpec.model_validate(order.spec)
+    if spec.training.processes > 1:
+        report("note", text=f"starts {spec.training.processes} processes, which share each step")
     with launch(spec.training.processes, folder, "lorasmith.engine.training.peer") as devices:
         return run_on(order, folder, report, devices)
 
@@ -47,8 +49,6 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     choices = Choices(folder, report, devices)
     precision = choices.once("precision", lambda: choose_precision(spec.training.precision))
 
-    if devices.count > 1:
-        report("note", text=f"{devices.count} processes, each with {torch.get_num_threads()} of the cores")
     report("phase", name="load")
     base_folder = model_folder(inputs.model_folder)
     tokenizer = load_tokenizer(base_folder)
