@@ -80,6 +80,10 @@ class JobFailed(LorasmithError):
         self.exit_code = exit_code
 
 
+class Killed(JobFailed):
+    """The system ended the engine process (SIGKILL), most often because memory ran out."""
+
+
 class Interrupted(LorasmithError):
     """Stopped on request, with everything saved."""
 

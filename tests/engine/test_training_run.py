@@ -33,20 +33,9 @@ from lorasmith.errors import Cancelled, Interrupted, InvalidModel, InvalidSpec, 
 from lorasmith.jobs.folder import write_request
 from lorasmith.schemas.data import Message
 from lorasmith.schemas.jobs import JobRequest
-from tests.engine.small_jobs import counting_examples, events, run_engine, write_examples
+from tests.engine.small_jobs import assert_same_bits, counting_examples, events, run_engine, weights, write_examples
 
 Job = Callable[..., Path]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
 
 
 def test_the_loss_is_that_of_transformers(qwen2_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -120,7 +109,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert [event["step"] for event in events(stopped, "resumed")] == [stop_after]
     assert resumed["training_loss"] == expected["training_loss"]
     assert resumed["validation_loss"] == expected["validation_loss"]
-    assert_same_weights(whole, stopped)
+    assert_same_bits(whole, stopped)
 
 
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(qwen2_folder: Path, training_job: Job) -> None:
@@ -140,7 +129,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(qwen2_folder: Path,
     (killed / "checkpoints" / "step-999999").mkdir()
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run([*command[:-1], str(whole)], check=True, capture_output=True)
-    assert_same_weights(whole, killed)
+    assert_same_bits(whole, killed)
 
 
 def test_a_damaged_checkpoint_is_passed_over(qwen2_folder: Path, training_job: Job) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Interrupted, InvalidSpec, LorasmithError
 from lorasmith.files import read_json, write_json
@@ -62,8 +63,8 @@ def explain(error: BaseException) -> JobError:
     """A reason code, a sentence and a way out, for whatever was raised."""
     if isinstance(error, LorasmithError):
         return JobError(reason_code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
-        hint = "smaller --set training.batch_size with more gradient_accumulation_steps gives the same result"
+    if ran_out_of_memory(error):
+        hint = "a smaller model or shorter rows, or more memory; a training job goes on with lorasmith train --resume"
         return JobError(reason_code="oom", message="the machine ran out of memory", hint=hint)
     if isinstance(error, ModuleNotFoundError):
         hint = "pip install 'lorasmith[train]'"

@@ -10,7 +10,7 @@ from lorasmith.files import read_json, write_json
 from lorasmith.schemas.jobs import Event, JobError, JobOrder, JobRequest
 
 ORDER, EVENTS, LOG, RESULT, ERROR = "job.json", "events.jsonl", "log.txt", "result.json", "error.json"
-CONTROL = "control.json"
+CONTROL, KILLED, CHECKPOINTS = "control.json", "killed.json", "checkpoints"
 
 
 def write_order(folder: Path, order: JobOrder) -> None:
@@ -23,9 +23,30 @@ def write_request(folder: Path, request: JobRequest) -> None:
     write_json(folder / CONTROL, {"request": request.value})
 
 
+def read_request(folder: Path) -> JobRequest | None:
+    """What the engine was asked and has not read."""
+    path = folder / CONTROL
+    return JobRequest(read_json(path)["request"]) if path.exists() else None
+
+
+def note_kill(folder: Path) -> None:
+    """The next engine of the folder computes half as much at once."""
+    write_json(folder / KILLED, {"signal": "SIGKILL"})
+
+
+def newest_checkpoint_name(folder: Path) -> str:
+    """`step-…` of the newest committed checkpoint, or an empty string."""
+    return max((path.parent.name for path in (folder / CHECKPOINTS).glob("step-*/manifest.json")), default="")
+
+
 def read_result(folder: Path) -> dict[str, object] | None:
     path = folder / RESULT
     return read_json(path) if path.exists() else None
+
+
+def write_error(folder: Path, error: JobError) -> None:
+    """What the engine could not write itself."""
+    write_json(folder / ERROR, error.model_dump())
 
 
 def read_error(folder: Path) -> JobError | None:

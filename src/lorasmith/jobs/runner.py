@@ -10,11 +10,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lorasmith.errors import STOPS, JobFailed
-from lorasmith.jobs.folder import CONTROL, ERROR, LOG, RESULT, EventReader, log_tail, read_error, read_result
-from lorasmith.schemas.jobs import Event
+from lorasmith.errors import STOPS, JobFailed, Killed
+from lorasmith.jobs.folder import (
+    CONTROL,
+    ERROR,
+    LOG,
+    RESULT,
+    EventReader,
+    log_tail,
+    read_error,
+    read_request,
+    read_result,
+)
+from lorasmith.schemas.jobs import Event, JobRequest
 
 POLL_S = 0.1
+STOP_REQUESTS = (JobRequest.PAUSE, JobRequest.CANCEL)
 
 # oneDNN keeps a compiled kernel for each matrix shape; rows of many lengths would fill its 1,024 places, at a gigabyte.
 FEWER_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
@@ -53,7 +64,7 @@ def follow(
     """Show each event until the engine ends, then return `result.json`.
 
     The first Ctrl-C asks the engine to save and stop; the second kills it. Raises `Interrupted` when it has stopped
-    with everything saved, and `JobFailed` otherwise.
+    with everything saved, `Killed` when the system killed it unasked, and `JobFailed` otherwise.
     """
     asked = False
     while True:
@@ -72,10 +83,11 @@ def follow(
             asked = True
             process.send_signal(signal.SIGTERM)
             watch(Event.model_validate({"seq": 0, "time": time.time(), "type": "stopping"}))
-    return outcome(folder, process.returncode)
+    return outcome(folder, process.returncode, asked=asked)
 
 
-def outcome(folder: Path, returncode: int) -> dict[str, object]:
+def outcome(folder: Path, returncode: int, *, asked: bool = False) -> dict[str, object]:
+    """`result.json`, or the error it stands for. `asked`: somebody wanted the engine to stop."""
     result = read_result(folder)
     if result is not None:
         return result
@@ -85,9 +97,11 @@ def outcome(folder: Path, returncode: int) -> dict[str, object]:
             f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with status {returncode}"
         )
         tail = log_tail(folder)
-        raise JobFailed(
+        killed = returncode == -signal.SIGKILL
+        failure = Killed if killed and not asked and read_request(folder) not in STOP_REQUESTS else JobFailed
+        raise failure(
             f"the engine process {how}" + (f"; its last lines:\n{tail}" if tail else ""),
-            code="oom" if returncode == -signal.SIGKILL else "crashed",
+            code="oom" if killed else "crashed",
             hint=f"the whole log is {folder / LOG}",
         )
     if error.reason_code in STOPS:

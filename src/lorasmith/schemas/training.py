@@ -188,6 +188,12 @@ class TrainingSettings(BaseModel):
         ge=1,
         description="Tokens computed at once where rows are packed; batch_size counts where they are padded.",
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Processes on this machine that take each optimizer step together, each with its share of rows and cores.",
+        validation_alias=AliasChoices("processes", "num_processes"),
+    )
     seed: int = Field(0, ge=0, description="Decides first weights, order of rows and dropout.")
     log_every: int = Field(
         5,
@@ -380,7 +386,7 @@ class TrainingResult(BaseModel):
     tokens_per_s: float = Field(description="Unpadded tokens per second of training, prompt tokens included.")
     trainable_parameters: int
     total_parameters: int
-    peak_memory_bytes: int
+    peak_memory_bytes: int = Field(description="Of the process that writes the adapter.")
     precision: Literal["bf16", "fp32"]
     threads: int
     rows: dict[str, int] = Field(description="Rows trained, cut and dropped.")

@@ -8,17 +8,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorasmith.errors import STOPS, Conflict
+from lorasmith.errors import STOPS, Conflict, JobFailed, Killed
 from lorasmith.files import new_id
-from lorasmith.jobs.folder import EventReader, read_error, read_result, write_order, write_request
+from lorasmith.jobs.folder import (
+    EventReader,
+    newest_checkpoint_name,
+    note_kill,
+    read_error,
+    read_result,
+    write_error,
+    write_order,
+    write_request,
+)
 from lorasmith.jobs.runner import follow, start_engine
-from lorasmith.schemas.jobs import ENDED, Event, Job, JobKind, JobOrder, JobRequest, JobStatus
+from lorasmith.schemas.jobs import ENDED, Event, Job, JobError, JobKind, JobOrder, JobRequest, JobStatus, now
 from lorasmith.services.job_outcomes import keep_outcome
 from lorasmith.services.workbench import Workbench
 
 PHASE_STATUS = {
     JobKind.TRAINING: {"load": JobStatus.PREPARING, "tokenize": JobStatus.PREPARING, "train": JobStatus.TRAINING},
 }
+
+RESTARTS = 3  # of an engine that the system kills and that has saved nothing new since the last time
 
 Watch = Callable[[Event], None]
 
@@ -32,7 +43,35 @@ def create_job(workbench: Workbench, kind: JobKind, name: str, spec: dict[str, A
 
 
 def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
-    """Run a job's engine and wait for it; what it made is stored. Raises what the job raised."""
+    """Run a job's engine and wait for it; what it made is stored. Raises what the job raised.
+
+    Training that the system kills goes on from its last checkpoint, each time with half as much at once, until it has been
+    killed `RESTARTS` times more without a new checkpoint.
+    """
+    folder = workbench.path(job.folder)
+    left, reached = RESTARTS, newest_checkpoint_name(folder)
+    try:
+        while True:
+            try:
+                run_engine(workbench, job, watch)
+                return job
+            except Killed as killed:
+                if job.kind is not JobKind.TRAINING:
+                    raise
+                if newest_checkpoint_name(folder) > reached:
+                    left, reached = RESTARTS, newest_checkpoint_name(folder)
+                if not left:
+                    raise given_up(folder) from killed
+                left -= 1
+                note_kill(folder)
+                text = f"the system killed the engine process, most often for its memory; it goes on from {reached or 'the start'} with half as much at once"
+                watch(Event(seq=0, time=now(), type="warning", data={"text": text}))
+    finally:
+        settle(workbench, job)
+
+
+def run_engine(workbench: Workbench, job: Job, watch: Watch) -> None:
+    """One engine process, from its start to its end; the row follows its phases."""
     folder = workbench.path(job.folder)
     reader = EventReader(folder)
     reader.skip_present()
@@ -49,11 +88,18 @@ def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
             workbench.jobs.replace(job)
         watch(event)
 
-    try:
-        follow(folder, process, reader, watch_and_note)
-    finally:
-        settle(workbench, job)
-    return job
+    follow(folder, process, reader, watch_and_note)
+
+
+def given_up(folder: Path) -> JobFailed:
+    """The error of a job that was killed too often, which the folder keeps, as the engine could not write it."""
+    failure = JobFailed(
+        f"the system killed the engine process {RESTARTS + 1} times without a new checkpoint between",
+        code="oom",
+        hint="close other programs or take a smaller model or shorter rows; lorasmith train --resume goes on",
+    )
+    write_error(folder, JobError(reason_code=failure.code, message=failure.message, hint=failure.hint))
+    return failure
 
 
 def settle(workbench: Workbench, job: Job) -> Job:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROWS = 64  # of an MLP activation at a time: 64 x 4,864 x 2 bytes lie in a 1 MB cache
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class Workspace:
-    """Named buffers that grow and are never freed: a step's tensors lie where the last step's lay.
+    """Named buffers that grow and are kept: a step's tensors lie where the last step's lay.
 
     A buffer is overwritten by the next `take` of its name, so a name belongs to one tensor at a time.
     """
@@ -28,6 +29,9 @@ class Workspace:
             buffer = self.buffers[key] = torch.empty(size, dtype=key[1])
         return buffer[:size].view(shape)
 
+    def clear(self) -> None:
+        self.buffers.clear()
+
     @property
     def size_bytes(self) -> int:
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers.values())
@@ -35,11 +39,26 @@ class Workspace:
 
 def retain_heap() -> None:
     """Let glibc keep freed memory: a step that maps and unmaps gigabytes spends a fifth of its time in page faults."""
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    mallopt = glibc("mallopt")
+    if mallopt is None:
         return  # another C library; its allocator keeps what it likes
     trim_threshold, top_pad, mmap_max = -1, -2, -4
     mallopt(trim_threshold, -1)
     mallopt(mmap_max, 0)
     mallopt(top_pad, 64 << 20)
+
+
+def release_heap() -> None:
+    """Give freed memory back to the system, whatever `retain_heap` said, and that of a GPU's cache."""
+    trim = glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def glibc(function: str) -> Any:
+    try:
+        return getattr(ctypes.CDLL("libc.so.6"), function)
+    except (OSError, AttributeError):
+        return None

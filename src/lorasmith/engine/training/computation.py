@@ -18,6 +18,7 @@ from lorasmith.engine.models.families import Decoder, NotPacked, read_decoder
 from lorasmith.engine.models.packing import PackedRows, pack, token_groups
 from lorasmith.engine.models.precision import Precision
 from lorasmith.engine.models.prefix_cache import PrefixCache
+from lorasmith.engine.models.workspace import release_heap
 from lorasmith.engine.training.batches import pad_batch
 from lorasmith.engine.training.loss import CompletionLoss
 
@@ -26,8 +27,23 @@ PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}  # of the largest hidden value; a 
 
 
 class Computation(Protocol):
-    def micro_batches(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> list[list[int]]:
-        """Rows of an optimizer step in the parts that are computed one after the other."""
+    """`at_once` bounds what is computed at once, in `unit`; a single row may be longer."""
+
+    at_once: int
+    unit: str
+
+    def micro_batches(
+        self, indices: Sequence[int], rows: Sequence[RenderedExample], *, trained: bool = True
+    ) -> list[list[int]]:
+        """Rows of an optimizer step, or others that are not `trained`, in the parts that are computed one after the other."""
+        ...
+
+    def size(self, batch: Sequence[int], rows: Sequence[RenderedExample]) -> int:
+        """How much a micro-batch is, in `unit`."""
+        ...
+
+    def limit(self, at_once: int) -> None:
+        """Compute no more than that at once from now on; what was kept for more is freed."""
         ...
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
@@ -60,17 +76,26 @@ class PackedComputation:
         self.decoder = PackedDecoder(decoder, recompute=recompute, elementwise=elementwise)
         self.cache = cache
         self.seed = seed
-        self.micro_batch_tokens = micro_batch_tokens
+        self.at_once, self.unit = micro_batch_tokens, "tokens"
 
-    def micro_batches(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> list[list[int]]:
+    def micro_batches(
+        self, indices: Sequence[int], rows: Sequence[RenderedExample], *, trained: bool = True
+    ) -> list[list[int]]:
         """Rows with a common beginning together, else shortest first, as long as they fit."""
         share = self.decoder.decoder.may_share
         order = sorted(indices, key=lambda index: (rows[index].ids if share else len(rows[index].ids), index))
-        kept = [index for index in order if self.cache and self.cache.keeps(index)]
-        rest = [index for index in order if not self.cache or not self.cache.keeps(index)]
-        return [
-            group for part in (kept, rest) for group in token_groups(part, rows, self.micro_batch_tokens, share=share)
-        ]
+        cache = self.cache if trained else None
+        kept = [index for index in order if cache and cache.keeps(index)]
+        rest = [index for index in order if not cache or not cache.keeps(index)]
+        return [group for part in (kept, rest) for group in token_groups(part, rows, self.at_once, share=share)]
+
+    def size(self, batch: Sequence[int], rows: Sequence[RenderedExample]) -> int:
+        return len(pack([rows[index] for index in batch], share=self.decoder.decoder.may_share).ids)
+
+    def limit(self, at_once: int) -> None:
+        self.at_once = at_once
+        self.decoder.workspace.clear()
+        release_heap()
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
         packed = pack([rows[index] for index in indices], share=self.decoder.decoder.may_share)
@@ -108,12 +133,21 @@ class PeftComputation:
         self.seed = seed
         self.pad_id = pad_id
         self.precision = precision
-        self.batch_rows = batch_rows
+        self.at_once, self.unit = batch_rows, "rows"
 
-    def micro_batches(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> list[list[int]]:
+    def micro_batches(
+        self, indices: Sequence[int], rows: Sequence[RenderedExample], *, trained: bool = True
+    ) -> list[list[int]]:
         """Shortest first: similar lengths together need less padding."""
         order = sorted(indices, key=lambda index: (len(rows[index].ids), index))
-        return [order[start : start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
+        return [order[start : start + self.at_once] for start in range(0, len(order), self.at_once)]
+
+    def size(self, batch: Sequence[int], rows: Sequence[RenderedExample]) -> int:
+        return len(batch)
+
+    def limit(self, at_once: int) -> None:
+        self.at_once = at_once
+        release_heap()
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
         torch.manual_seed(hash((self.seed, step, *indices)))

@@ -22,9 +22,10 @@ from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
 from lorasmith.engine.training.choices import Choices, choose_computation
+from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.initial import moves_weight, start
-from lorasmith.engine.training.loop import TrainingRun, train
+from lorasmith.engine.training.loop import TrainingRun, heed_kill, train
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import CheckName
@@ -35,8 +36,17 @@ from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingS
 def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     """Train, or go on from the newest whole checkpoint of the folder. Raises `Interrupted` when asked to stop."""
     spec = TrainingSpec.model_validate(order.spec)
+    if spec.training.processes > 1:
+        report("note", text=f"starts {spec.training.processes} processes, which share each step")
+    with launch(spec.training.processes, folder, "lorasmith.engine.training.peer") as devices:
+        return run_on(order, folder, report, devices)
+
+
+def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) -> TrainingResult:
+    """One process's part of `run`; only the first one returns."""
+    spec = TrainingSpec.model_validate(order.spec)
     inputs = TrainingInputs.model_validate(order.inputs)
-    choices = Choices(folder, report)
+    choices = Choices(folder, report, devices)
     precision = choices.once("precision", lambda: choose_precision(spec.training.precision))
 
     report("phase", name="load")
@@ -66,7 +76,8 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
 
     torch.manual_seed(spec.training.seed)
     lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
-    model, initial = adapted(base, lora, folder)
+    with devices.first_before_others():
+        model, initial = adapted(base, lora, folder)
     if initial and precision == "bf16" and not quantized:
         report("note", text=f"init {lora.init} in bf16: the base is rounded once more while training; fp32 is exact")
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -83,6 +94,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         ),
         initial=initial,
         computation=choose_computation(choices, model, tokenizer, spec.training, precision, part.rows, report),
+        choices=choices,
         plan=plan_steps(
             len(part.rows),
             batch_size=spec.training.batch_size,
@@ -95,14 +107,18 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         train=part.rows,
         validation=validation.rows if validation else [],
         progress=Progress(),
+        devices=devices,
     )
     checkpoint = newest_checkpoint(folder)
     if checkpoint is not None:
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
 
+    heed_kill(training, report)
     report("phase", name="train")
-    if not train(training, report):
+    finished = train(training, report)
+    devices.leave()
+    if not finished:
         raise report.stop(
             f"stopped after step {training.progress.step} of {training.plan.total_steps}; everything is saved",
             hint=f"lorasmith train --resume {order.id}",

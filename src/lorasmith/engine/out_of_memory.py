@@ -1,0 +1,15 @@
+"""Whether an error means that memory ran out: each library says it in its own words."""
+
+from __future__ import annotations
+
+PHRASES = (
+    "out of memory",  # CUDA
+    "can't allocate memory",  # torch on a CPU
+    "bad_alloc",
+    "could not create a memory",  # oneDNN
+)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in PHRASES)
