@@ -122,6 +122,61 @@ def test_ctrl_c_saves_and_resume_goes_on(lorasmith: Run, rows: Path, tmp_path: P
     assert "is completed, there is nothing left to do" in finished.stderr
 
 
+def test_another_terminal_saves_pauses_and_cancels_a_run(lorasmith: Run, rows: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lorasmith", "--home", str(tmp_path / "home"), "train", "--model", "starter"]
+    long = ["--preset", "tiny", "--set", "training.max_steps=9000", "--set", "training.num_epochs=9000"]
+
+    def started(name: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+        process = subprocess.Popen(
+            [*command, "--data", str(rows), "--name", name, *long], stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        assert any("train: step" in line for line in process.stderr)
+        return process, found(name)
+
+    def found(name: str) -> dict[str, str]:
+        jobs = json.loads(lorasmith("jobs", "list", "--json").stdout)
+        job: dict[str, str] = next(job for job in jobs if job["name"] == name)
+        return job
+
+    process, job = started("paused")
+    with process:
+        asked = lorasmith("jobs", "checkpoint", job["id"])
+        assert asked.returncode == 0, asked.stderr
+        assert f"asked {job['id']} to checkpoint at its next step" in " ".join(asked.stderr.split())
+        deadline = time.monotonic() + 60
+        while not (saved := lorasmith("jobs", "checkpoints", job["id"], "--json").stdout.strip("[]\n")):
+            assert time.monotonic() < deadline
+        assert int(saved.rpartition("step-")[2].rstrip('"')) % 100 != 0  # not one of those that every run writes
+        assert process.poll() is None
+        assert found("paused")["status"] == "training"
+        assert lorasmith("jobs", "pause", job["id"]).returncode == 0
+        assert process.wait(60) == 5
+    assert (found("paused")["status"], found("paused")["reason_code"]) == ("paused", "paused")
+    again = lorasmith("jobs", "pause", job["id"])
+    assert again.returncode == 4
+    assert "is paused, so it cannot pause" in " ".join(again.stderr.split())
+
+    reached = max((tmp_path / "home" / job["folder"]).glob("checkpoints/step-*"))
+    more = int(reached.name.removeprefix("step-")) + 3
+    order = tmp_path / "home" / job["folder"] / "job.json"
+    order.write_text(
+        order.read_text(encoding="utf-8").replace('"max_steps": 9000', f'"max_steps": {more}'), encoding="utf-8"
+    )
+    resumed = lorasmith("train", "--resume", job["id"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on from {reached.name}" in resumed.stderr
+    assert f"step {more}/{more}" in resumed.stderr
+    assert found("paused")["status"] == "completed"
+
+    process, job = started("cancelled")
+    with process:
+        assert lorasmith("jobs", "cancel", job["id"]).returncode == 0
+        assert process.wait(60) == 5
+    assert (found("cancelled")["status"], found("cancelled")["reason_code"]) == ("cancelled", "cancelled")
+    assert list((tmp_path / "home" / job["folder"]).glob("checkpoints/step-*/manifest.json"))
+
+
 def test_a_job_outlives_the_command_that_started_it(lorasmith: Run, rows: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lorasmith", "--home", str(tmp_path / "home"), "train", "--model", "starter"]
     with subprocess.Popen(

@@ -158,11 +158,15 @@ def current_umask() -> int:
 def verify_manifest(folder: Path) -> None:
     """Raise `InvalidData` naming the first file that is missing or whose bytes have changed."""
     manifest = read_json(folder / MANIFEST)
-    for relative, expected in manifest["files"].items():
+    try:
+        files = {relative: (entry["size_bytes"], entry["sha256"]) for relative, entry in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise InvalidData(f"{folder} is damaged: {MANIFEST} does not list files with their checksums") from None
+    for relative, (size_bytes, sha256) in files.items():
         path = folder / relative
         if not path.is_file():
             raise InvalidData(f"{folder} is damaged: {relative} is missing")
-        if path.stat().st_size != expected["size_bytes"] or sha256_file(path) != expected["sha256"]:
+        if path.stat().st_size != size_bytes or sha256_file(path) != sha256:
             raise InvalidData(f"{folder} is damaged: {relative} does not match its checksum")
 
 

@@ -57,18 +57,20 @@ def assert_same_bits(one: Path, other: Path) -> None:
         assert torch.equal(tensor, second[name]), name
 
 
-class Stopping(Reporter):
-    """Asks for a stop after step 5."""
+def stop_at_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the runs in this process to stop when they have logged that step."""
 
-    def __call__(self, type: str, **data: Any) -> None:
-        super().__call__(type, **data)
-        if type == "step" and data["step"] == 5:
-            self.stop_requested = True
+    class Stops(Reporter):
+        def __call__(self, type: str, **data: Any) -> None:
+            super().__call__(type, **data)
+            if type == "step" and data["step"] == step:
+                self.stop_requested = True
+
+    monkeypatch.setattr("tests.engine.small_jobs.Reporter", Stops)
 
 
 def stop_and_resume(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    with monkeypatch.context() as patched:
-        patched.setattr("tests.engine.small_jobs.Reporter", Stopping)
-        with pytest.raises(Interrupted, match="stopped after step 5"):
-            run_engine(folder)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="stopped after step 5"):
+        stop_at_step(5, patched)
+        run_engine(folder)
     return run_engine(folder)

@@ -10,6 +10,7 @@ import torch
 from lorasmith.engine.models.families import read_decoder
 from lorasmith.engine.models.prefix_cache import CHECKSUMS, STREAMS, PrefixCache
 from lorasmith.engine.training.computation import PackedComputation
+from lorasmith.errors import DiskFull
 from tests.engine.decoder_cases import adapted, adapter_gradients, random_rows, tiny_base, worst_difference
 
 LENGTHS = [12, 30, 7, 18]
@@ -40,6 +41,34 @@ def test_rows_beyond_the_limit_are_not_kept(tmp_path: Path) -> None:
     cache.write(2, torch.randn(7, 8))
     assert cache.read(2) is None
     assert (tmp_path / STREAMS).stat().st_size == (12 + 30) * 8 * 4
+
+
+def test_a_disk_without_room_is_a_clear_error_and_nothing_stays(small_disk: Path) -> None:
+    lengths = [100_000]
+    with pytest.raises(
+        DiskFull, match=r"failed with 1 MB free; what the frozen layers compute takes 3.2 MB"
+    ) as failure:
+        PrefixCache(small_disk / "prefix", lengths, 8, torch.float32, 10**9)
+    assert "training.prefix_cache_gb" in str(failure.value.hint)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_the_room_is_reserved_before_the_first_row(small_disk: Path) -> None:
+    cache = PrefixCache(small_disk / "prefix", [10_000], 8, torch.float32, 10**9)
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "other").write_bytes(b"x" * 900_000)
+    stream = torch.randn(10_000, 8)
+    cache.write(0, stream)  # into a full disk
+    assert torch.equal(cache.read(0), stream)  # type: ignore[arg-type]
+
+
+def test_validation_rows_are_not_taken_for_rows_of_the_cache(tmp_path: Path) -> None:
+    rows = random_rows(LENGTHS)
+    decoder = read_decoder(adapted(tiny_base("llama"), dropout=0.1, target_modules=["q_proj"], layers_to_transform=[2]))
+    cache = PrefixCache(tmp_path, LENGTHS, 48, torch.float32, (12 + 30) * 48 * 4)
+    computation = PackedComputation(decoder, seed=0, micro_batch_tokens=100, cache=cache)
+    assert computation.micro_batches(range(4), rows) == [[0, 1], [2, 3]]
+    assert computation.micro_batches(range(4), rows, trained=False) == [[2, 0, 3, 1]]
 
 
 @pytest.mark.parametrize("limit_bytes", [10**6, 12 * 48 * 4 + 30 * 48 * 4])

@@ -26,14 +26,22 @@ from lorasmith.engine.data.rendering import render_example
 from lorasmith.engine.models.loading import load_adapter, load_model
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.batches import pad_batch
-from lorasmith.engine.training.checkpoints import newest_checkpoint, whole_checkpoints
+from lorasmith.engine.training.checkpoints import whole_checkpoints
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.loss import CompletionLoss
-from lorasmith.errors import Cancelled, Interrupted, InvalidModel, InvalidSpec, JobFailed, Paused
+from lorasmith.errors import Cancelled, Interrupted, InvalidData, InvalidModel, InvalidSpec, JobFailed, Paused
 from lorasmith.jobs.folder import write_request
 from lorasmith.schemas.data import Message
 from lorasmith.schemas.jobs import JobRequest
-from tests.engine.small_jobs import assert_same_bits, counting_examples, events, run_engine, weights, write_examples
+from tests.engine.small_jobs import (
+    assert_same_bits,
+    counting_examples,
+    events,
+    run_engine,
+    stop_at_step,
+    weights,
+    write_examples,
+)
 
 Job = Callable[..., Path]
 
@@ -59,6 +67,8 @@ def test_training_lowers_the_loss_and_writes_what_peft_loads(qwen2_folder: Path,
         assert (adapter / name).is_file(), name
     assert (adapter / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((folder / "tb").glob("events.out.tfevents.*"))
+    assert (sum(result["paths"].values()), result["fallback"]) == (14, None)
+    assert "peft" not in result["paths"]
     assert result["trainable_parameters"] == sum(tensor.numel() for tensor in weights(folder).values())
 
     ids = torch.arange(32).unsqueeze(0)
@@ -91,17 +101,9 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     whole = training_job(qwen2_folder, "whole", memory=memory)
     expected = run_engine(whole)
 
-    from lorasmith.engine.reporting import Reporter
-
-    class StopsAfter(Reporter):
-        def __call__(self, type: str, **data: Any) -> None:
-            super().__call__(type, **data)
-            if type == "step" and data["step"] == stop_after:
-                self.stop_requested = True
-
     stopped = training_job(qwen2_folder, "stopped", memory=memory)
     with monkeypatch.context() as patched:
-        patched.setattr("tests.engine.small_jobs.Reporter", StopsAfter)
+        stop_at_step(stop_after, patched)
         with pytest.raises(Interrupted, match=f"stopped after step {stop_after} of 12; everything is saved"):
             run_engine(stopped)
     assert not (stopped / "adapter").exists()
@@ -109,6 +111,25 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert [event["step"] for event in events(stopped, "resumed")] == [stop_after]
     assert resumed["training_loss"] == expected["training_loss"]
     assert resumed["validation_loss"] == expected["validation_loss"]
+    assert_same_bits(whole, stopped)
+
+
+def test_what_frozen_layers_compute_is_kept_while_the_run_can_go_on_and_removed_when_it_is_completed(
+    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.1, "target_modules": "all", "layers": [1]}
+    whole, stopped = (
+        training_job(qwen2_folder, name, lora=lora, prefix_cache_gb=5e-5) for name in ("whole", "stopped")
+    )
+    run_engine(whole)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_at_step(7, patched)
+        run_engine(stopped)
+    assert (stopped / "prefix" / "streams.bin").stat().st_size > 40_000
+    monkeypatch.setattr("lorasmith.engine.training.choices.FREE_DISK_SHARE", 1e-9)  # the disk has filled up since
+    run_engine(stopped)
+    assert not (stopped / "prefix").exists()
+    assert not (whole / "prefix").exists()
     assert_same_bits(whole, stopped)
 
 
@@ -132,15 +153,79 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(qwen2_folder: Path,
     assert_same_bits(whole, killed)
 
 
-def test_a_damaged_checkpoint_is_passed_over(qwen2_folder: Path, training_job: Job) -> None:
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncated(newest: Path) -> str:
+    with (newest / "state.safetensors").open("r+b") as handle:
+        handle.truncate(100)
+    return f"{newest} is damaged: state.safetensors does not match its checksum; it is passed over"
+
+
+def bit_flipped(newest: Path) -> str:
+    flip_a_bit(newest / "adapter_model.safetensors")
+    return f"{newest} is damaged: adapter_model.safetensors does not match its checksum; it is passed over"
+
+
+def emptied(newest: Path) -> str:
+    shutil.rmtree(newest)
+    newest.mkdir()
+    return f"{newest} is damaged: manifest.json is missing; it is passed over"
+
+
+def without_a_list(newest: Path) -> str:
+    manifest = newest / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"files"', '"filer"'), encoding="utf-8")
+    return f"{newest} is damaged: manifest.json does not list files with their checksums; it is passed over"
+
+
+def half_written(newest: Path) -> str:
+    staging = newest.with_name(".staging-01J")
+    newest.rename(staging)
+    (staging / "manifest.json").unlink()
+    return "checkpoints/.staging-01J was never finished, and is removed"
+
+
+@pytest.mark.parametrize("harm", [truncated, bit_flipped, emptied, without_a_list, half_written])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    qwen2_folder: Path, training_job: Job, harm: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = training_job(qwen2_folder, "whole", keep_checkpoints=2)
+    run_engine(whole)
+    hurt = training_job(qwen2_folder, "hurt", keep_checkpoints=2)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_at_step(9, patched)
+        run_engine(hurt)
+    newest, before = whole_checkpoints(hurt)[-1], whole_checkpoints(hurt)[-2]
+    expected = harm(newest)
+    run_engine(hurt)
+    assert [event["text"] for event in events(hurt, "warning")] == [expected]
+    assert [event["checkpoint"] for event in events(hurt, "resumed")] == [before.name]
+    assert_same_bits(whole, hurt)
+    first, second = (load_file(whole_checkpoints(folder)[-1] / "state.safetensors") for folder in (whole, hurt))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not list((hurt / "checkpoints").glob(".staging-*"))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_silently_begin_again(
+    qwen2_folder: Path, training_job: Job
+) -> None:
     folder = training_job(qwen2_folder)
     run_engine(folder)
-    newest, before = whole_checkpoints(folder)[-1], whole_checkpoints(folder)[-2]
-    state = newest / "state.safetensors"
-    data = bytearray(state.read_bytes())
-    data[-1] ^= 1
-    state.write_bytes(data)
-    assert newest_checkpoint(folder) == before
+    damaged = whole_checkpoints(folder)
+    for checkpoint in damaged:
+        flip_a_bit(checkpoint / "progress.json")
+    with pytest.raises(
+        InvalidData, match="no checkpoint is whole, so the run cannot go on: .*progress.json"
+    ) as failure:
+        run_engine(folder)
+    assert str(folder / "checkpoints") in str(failure.value.hint)
+    assert whole_checkpoints(folder) == damaged  # nothing is moved, so that a copy can be put back
+    shutil.rmtree(folder / "checkpoints")
+    run_engine(folder)
 
 
 def test_a_signal_saves_and_stops_with_exit_code_5(qwen2_folder: Path, training_job: Job) -> None:
@@ -157,7 +242,7 @@ def test_a_signal_saves_and_stops_with_exit_code_5(qwen2_folder: Path, training_
     error = json.loads((folder / "error.json").read_text(encoding="utf-8"))
     assert error["reason_code"] == "interrupted"
     assert "--resume" in error["hint"]
-    assert newest_checkpoint(folder) is not None
+    assert whole_checkpoints(folder)
 
 
 def test_a_target_that_matches_nothing_is_an_error(qwen2_folder: Path, training_job: Job) -> None:
@@ -249,9 +334,13 @@ def test_a_control_file_acts_within_a_step(
 def test_training_through_peft_is_said(qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorasmith.engine.models.families.FAMILIES", ("llama",))
     folder = training_job(qwen2_folder, max_steps=3)
-    run_engine(folder)
+    result = run_engine(folder)
     notes = [event["text"] for event in events(folder, "note")]
     assert "trains through PEFT, several times slower: the family 'qwen2' is not one of llama" in notes
+    assert result["paths"] == {"peft": 14}  # 2 layers of 7 linear modules
+    assert result["fallback"] == "the family 'qwen2' is not one of llama"
+    card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "| computed by PEFT, as | the family 'qwen2' is not one of llama |\n\n" in card
     assert not events(folder, "paths")
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lorasmith.errors import STOPS, JobFailed, Killed
+from lorasmith.errors import STOPS, Interrupted, JobFailed, Killed
 from lorasmith.jobs.folder import (
     CONTROL,
     ERROR,
@@ -92,6 +92,8 @@ def outcome(folder: Path, returncode: int, *, asked: bool = False) -> dict[str, 
     if result is not None:
         return result
     error = read_error(folder)
+    if error is None and asked and returncode == -signal.SIGTERM:
+        raise Interrupted("stopped before the engine process had begun")
     if error is None:
         how = (
             f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with status {returncode}"

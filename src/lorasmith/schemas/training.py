@@ -390,3 +390,5 @@ class TrainingResult(BaseModel):
     precision: Literal["bf16", "fp32"]
     threads: int
     rows: dict[str, int] = Field(description="Rows trained, cut and dropped.")
+    paths: dict[str, int] = Field(description="Adapted modules by how their products were computed; `peft` is slow.")
+    fallback: str | None = Field(description="Why PEFT computed the steps, or null where the packed decoder did.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lorasmith.errors import InvalidData, JobFailed, NotFound
+from lorasmith.errors import Interrupted, InvalidData, JobFailed, NotFound
 from lorasmith.files import new_id
 from lorasmith.jobs.folder import EventReader, write_order
 from lorasmith.jobs.runner import follow, start_engine
@@ -36,6 +36,9 @@ def show_labels(workbench: Workbench, spec: LabelSpec, watch: Watch) -> LabelRep
     except JobFailed as error:
         if error.code not in ("crashed", "oom"):  # those need the log
             shutil.rmtree(folder)
+        raise
+    except (Interrupted, KeyboardInterrupt):
+        shutil.rmtree(folder)
         raise
     shutil.rmtree(folder)
     return report

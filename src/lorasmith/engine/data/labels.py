@@ -34,7 +34,7 @@ from lorasmith.schemas.jobs import JobOrder
 
 
 def run(order: JobOrder, folder: Path, report: Reporter) -> LabelReport:
-    """The labels of each example of the file. The weights are not loaded."""
+    """The labels of each example of the file. The weights are not loaded. Raises `Interrupted` when asked to stop."""
     spec = LabelSpec.model_validate(order.spec)
     inputs = LabelInputs.model_validate(order.inputs)
     base_folder = model_folder(inputs.model_folder)
@@ -45,7 +45,11 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> LabelReport:
     config: Any = AutoConfig.from_pretrained(base_folder)
     context = getattr(config, "max_position_embeddings", None) or spec.max_seq_length
     how = Rendering(tokenizer, stop_ids(base_folder, config, tokenizer), min(spec.max_seq_length, context), spec.allow)
-    rows = [labelled_row(how, example, spec) for example in examples]
+    rows: list[LabelledRow] = []
+    for example in examples:
+        if report.stop_requested:
+            raise report.stop(f"stopped after {len(rows)} of {len(examples)} rows")
+        rows.append(labelled_row(how, example, spec))
     return LabelReport(max_tokens=how.max_tokens, too_long=spec.too_long, rows=rows)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import zlib
 from collections.abc import Sequence
 from itertools import accumulate
@@ -10,11 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lorasmith.errors import DiskFull
+from lorasmith.files import disk_errors
+
 STREAMS, CHECKSUMS = "streams.bin", "checksums.bin"
 
 
 class PrefixCache:
-    """Residual streams (tokens, H) of rows, memory-mapped, at most `limit_bytes` of them.
+    """Residual streams (tokens, H) of rows, memory-mapped, at most `limit_bytes` of them, whose disk space is reserved.
 
     A row's checksum is written behind its stream: one that a crash left half-written is computed again.
     """
@@ -22,16 +27,18 @@ class PrefixCache:
     def __init__(self, folder: Path, lengths: Sequence[int], hidden: int, dtype: torch.dtype, limit_bytes: int) -> None:
         row_bytes = [length * hidden * dtype.itemsize for length in lengths]
         ends = [end for end in accumulate(row_bytes) if end <= limit_bytes]
+        new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         self.hidden = hidden
         self.dtype = dtype
         self.ends = [0, *ends]
-        self.streams = torch.from_file(
-            str(folder / STREAMS), shared=True, size=max(1, self.ends[-1]), dtype=torch.uint8
-        )
-        self.checksums = torch.from_file(
-            str(folder / CHECKSUMS), shared=True, size=max(1, len(ends)), dtype=torch.int64
-        )
+        try:
+            self.streams = mapped(folder / STREAMS, max(1, self.ends[-1]), torch.uint8)
+            self.checksums = mapped(folder / CHECKSUMS, max(1, len(ends)), torch.int64)
+        except DiskFull:
+            if new:
+                shutil.rmtree(folder)
+            raise
         self.verified: set[int] = set()
 
     def keeps(self, row: int) -> bool:
@@ -56,6 +63,27 @@ class PrefixCache:
             self.bytes_of(row).copy_(stream.contiguous().view(-1).view(torch.uint8))
             self.checksums[row] = checksum(self.bytes_of(row))
             self.verified.add(row)
+
+
+def mapped(path: Path, size: int, dtype: torch.dtype) -> Tensor:
+    """A file as a tensor of `size` elements, zeros where it is new. Raises `DiskFull` when they have no room.
+
+    Without the reservation, a disk that fills up later would end the process at a write into the map (SIGBUS).
+    """
+    size_bytes = size * dtype.itemsize
+    try:
+        with disk_errors(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                os.posix_fallocate(handle, 0, size_bytes)
+            finally:
+                os.close(handle)
+    except DiskFull as error:
+        raise DiskFull(
+            f"{error.message}; what the frozen layers compute takes {size_bytes / 1e6:,.1f} MB there",
+            hint="a lower --set training.prefix_cache_gb (0 computes it in every epoch), or free some space",
+        ) from error
+    return torch.from_file(str(path), shared=True, size=size, dtype=dtype)
 
 
 def checksum(data: Tensor) -> int:

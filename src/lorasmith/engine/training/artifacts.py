@@ -134,6 +134,7 @@ def model_card(spec: TrainingSpec, inputs: TrainingInputs, result: TrainingResul
         if quantization
         else ""
     )
+    fallback = "" if result.fallback is None else f"| computed by PEFT, as | {result.fallback} |\n"
     return f"""---
 base_model: {inputs.model_name}
 library_name: peft
@@ -156,7 +157,7 @@ A LoRA adapter for `{inputs.model_name}`, trained on the dataset `{inputs.datase
 | trainable parameters | {result.trainable_parameters:,} of {result.total_parameters:,} |
 | peak memory | {result.peak_memory_bytes / 1e9:.2f} GB |
 | rows trained, cut, dropped | {result.rows["trained"]}, {result.rows["cut"]}, {result.rows["dropped"]} |
-
+{fallback}
 | setting | |
 |---|---|
 | rank, alpha, dropout | {spec.lora.rank}, {spec.lora.alpha:g}, {spec.lora.dropout:g} |

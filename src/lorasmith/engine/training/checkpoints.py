@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.initial import save_adapter
 from lorasmith.engine.training.schedule import best_evaluation
 from lorasmith.errors import InvalidData, NotFound
-from lorasmith.files import read_json, staged_folder, verify_manifest, write_json
+from lorasmith.files import MANIFEST, STAGING_PREFIX, read_json, staged_folder, verify_manifest, write_json
 
 FOLDER, BEST_FOLDER = "checkpoints", "best"
 
@@ -80,14 +81,38 @@ def whole_checkpoints(job: Path) -> list[Path]:
     return sorted(path.parent for path in (job / FOLDER).glob("step-*/manifest.json"))
 
 
-def newest_checkpoint(job: Path) -> Path | None:
-    """The newest checkpoint whose bytes match its manifest."""
-    for folder in reversed(whole_checkpoints(job)):
-        try:
-            verify_manifest(folder)
-        except (InvalidData, NotFound):
-            continue  # damaged after it was written; an older one will do
-        return folder
+def newest_checkpoint(job: Path, report: Reporter) -> Path | None:
+    """The newest checkpoint whose bytes match its manifest, or None before the first one.
+
+    A damaged one is named in a warning and set aside as `damaged-step-…`, so that it counts nowhere as a checkpoint; what
+    a kill in the middle of a save left is removed. Raises `InvalidData` when every checkpoint is damaged.
+    """
+    for unfinished in sorted((job / FOLDER).glob(f"{STAGING_PREFIX}*")):
+        report("warning", text=f"{FOLDER}/{unfinished.name} was never finished, and is removed")
+        shutil.rmtree(unfinished)
+    found = sorted((job / FOLDER).glob("step-*"))
+    damage = {folder: reason for folder in found if (reason := damage_of(folder))}
+    if found and len(damage) == len(found):
+        raise InvalidData(
+            "no checkpoint is whole, so the run cannot go on: " + "; ".join(damage.values()),
+            hint=f"put an undamaged copy back, or remove {job / FOLDER} to begin again with step 1",
+        )
+    for folder, reason in damage.items():
+        report("warning", text=f"{reason}; it is passed over")
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    return max((folder for folder in found if folder not in damage), default=None)
+
+
+def damage_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    if not (folder / MANIFEST).is_file():
+        return f"{folder} is damaged: {MANIFEST} is missing"
+    try:
+        verify_manifest(folder)
+    except (InvalidData, NotFound) as error:
+        return error.message
     return None
 
 

@@ -31,6 +31,7 @@ Choice = TypeVar("Choice", bound=str | int)
 # starter), and its square of the length is still small.
 SHORT_ROW_TOKENS = 512
 WORTH_COMPILING = 1e14  # FLOPs: ten minutes of a small machine, of which compiling saves a twentieth
+PREFIX = "prefix"  # in the job folder
 MICRO_BATCH = "micro_batch"  # tokens, or rows through PEFT; written when memory was too short for what was asked for
 FREE_DISK_SHARE = 0.5  # of the disk, which a cache may take
 
@@ -93,6 +94,7 @@ def choose_computation(
             pad_id=int(tokenizer.pad_token_id or 0),
             precision=precision,
             batch_rows=choices.made.get(MICRO_BATCH, settings.batch_size),
+            reason=str(reason),
         )
     wanted = "lean" if settings.quantizes else settings.memory
     copies_bytes = packing_bytes(decoder) * choices.devices.count
@@ -107,7 +109,7 @@ def choose_computation(
         micro_batch_tokens=choices.made.get(MICRO_BATCH, settings.micro_batch_tokens),
         recompute=settings.gradient_checkpointing,
         compiled=choices.once("compile", lambda: choose_compile(settings, decoder, rows)) == "on",
-        cache=prefix_cache(choices.path.parent / "prefix", decoder, settings, rows),
+        cache=prefix_cache(choices, decoder, settings, rows),
     )
 
 
@@ -123,12 +125,18 @@ def choose_compile(settings: TrainingSettings, decoder: Decoder, rows: list[Rend
 
 
 def prefix_cache(
-    folder: Path, decoder: Decoder, settings: TrainingSettings, rows: list[RenderedExample]
+    choices: Choices, decoder: Decoder, settings: TrainingSettings, rows: list[RenderedExample]
 ) -> PrefixCache | None:
     """A cache for the layers below the lowest adapter, where there are any and an epoch will read it."""
     lowest = next(number for number, layer in enumerate(decoder.layers) if layer.trained)
-    limit_bytes = min(settings.prefix_cache_gb * 1e9, FREE_DISK_SHARE * shutil.disk_usage(folder.parent).free)
-    if lowest == 0 or settings.num_epochs <= 1 or not limit_bytes:
+    if lowest == 0 or settings.num_epochs <= 1 or not settings.prefix_cache_gb:
         return None
+    folder = choices.path.parent
+
+    def limit() -> int:
+        return round(min(settings.prefix_cache_gb * 1e9, FREE_DISK_SHARE * shutil.disk_usage(folder).free))
+
+    # a resumed run must keep the same rows, as they decide the micro-batches, and the disk is another by then
+    limit_bytes = choices.once("prefix_cache_bytes", limit)
     lengths = [len(row.ids) for row in rows]
-    return PrefixCache(folder, lengths, decoder.embedding.shape[1], decoder.dtype, round(limit_bytes))
+    return PrefixCache(folder / PREFIX, lengths, decoder.embedding.shape[1], decoder.dtype, limit_bytes)

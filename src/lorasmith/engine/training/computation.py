@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lorasmith.engine.data.rendering import RenderedExample
@@ -27,10 +29,15 @@ PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}  # of the largest hidden value; a 
 
 
 class Computation(Protocol):
-    """`at_once` bounds what is computed at once, in `unit`; a single row may be longer."""
+    """`at_once` bounds what is computed at once, in `unit`; a single row may be longer.
+
+    `paths` counts the adapted modules by how their products are computed, `fallback` is why that is PEFT's way.
+    """
 
     at_once: int
     unit: str
+    paths: dict[str, int]
+    fallback: str | None
 
     def micro_batches(
         self, indices: Sequence[int], rows: Sequence[RenderedExample], *, trained: bool = True
@@ -77,6 +84,8 @@ class PackedComputation:
         self.cache = cache
         self.seed = seed
         self.at_once, self.unit = micro_batch_tokens, "tokens"
+        self.paths: dict[str, int] = dict(Counter(decoder.paths.values()))
+        self.fallback: str | None = None
 
     def micro_batches(
         self, indices: Sequence[int], rows: Sequence[RenderedExample], *, trained: bool = True
@@ -126,14 +135,25 @@ class PeftComputation:
     """Padded batches through transformers, PEFT and autograd, for whatever the packed decoder does not know."""
 
     def __init__(
-        self, model: PeftModel, loss: CompletionLoss, *, seed: int, pad_id: int, precision: Precision, batch_rows: int
+        self,
+        model: PeftModel,
+        loss: CompletionLoss,
+        *,
+        seed: int,
+        pad_id: int,
+        precision: Precision,
+        batch_rows: int,
+        reason: str | None = None,
     ) -> None:
+        """`reason` is why the packed decoder does not compute this model."""
         self.model = model
         self.completion_loss = loss
         self.seed = seed
         self.pad_id = pad_id
         self.precision = precision
         self.at_once, self.unit = batch_rows, "rows"
+        self.paths = {"peft": sum(isinstance(module, BaseTunerLayer) for module in model.modules())}
+        self.fallback = reason
 
     def micro_batches(
         self, indices: Sequence[int], rows: Sequence[RenderedExample], *, trained: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
-from lorasmith.engine.training.choices import Choices, choose_computation
+from lorasmith.engine.training.choices import PREFIX, Choices, choose_computation
 from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.initial import moves_weight, start
@@ -109,7 +110,8 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
         progress=Progress(),
         devices=devices,
     )
-    checkpoint = newest_checkpoint(folder)
+    with devices.first_before_others():
+        checkpoint = newest_checkpoint(folder, report)
     if checkpoint is not None:
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
@@ -140,6 +142,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     check_result({name: parameter.detach() for name, parameter in trainable(model).items()})
     report("phase", name="save")
     write_adapter(folder, order, training, tokenizer, base_folder, result)
+    shutil.rmtree(folder / PREFIX, ignore_errors=True)  # gigabytes that no epoch will read again
     return result
 
 
@@ -216,4 +219,6 @@ def measured(
         precision=precision,
         threads=torch.get_num_threads(),
         rows={"trained": len(part.rows), "cut": part.cut, "dropped": part.dropped},
+        paths=training.computation.paths,
+        fallback=training.computation.fallback,
     )
