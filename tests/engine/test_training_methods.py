@@ -19,13 +19,7 @@ from lorasmith.engine.training.checkpoints import whole_checkpoints
 from lorasmith.engine.training.initial import olora, pissa, start
 from lorasmith.engine.training.loop import TrainingRun, train
 from lorasmith.errors import Interrupted, InvalidSpec
-from tests.engine.small_jobs import (
-    Stopping,
-    assert_same_bits,
-    events,
-    run_engine,
-    weights,
-)
+from tests.engine.small_jobs import assert_same_bits, events, run_engine, stop_at_step, weights
 
 Job = Callable[..., Path]
 IDS = torch.arange(3, 35).unsqueeze(0)
@@ -131,7 +125,7 @@ def test_a_variant_resumes_bit_for_bit(
     whole, stopped = training_job(qwen2_folder, "whole", **settings), training_job(qwen2_folder, "stopped", **settings)
     run_engine(whole)
     with monkeypatch.context() as patched:
-        patched.setattr("tests.engine.small_jobs.Reporter", Stopping)
+        stop_at_step(5, patched)
         with pytest.raises(Interrupted):
             run_engine(stopped)
     monkeypatch.setattr("lorasmith.engine.training.initial.factors", None)  # kept, so not computed again

@@ -28,7 +28,7 @@ from lorasmith.schemas.evaluation import EvaluationInputs, EvaluationSpec
 from lorasmith.schemas.training import TrainingSettings, TrainingSpec
 from lorasmith.services.specs import parse_spec
 from lorasmith.services.training import build_spec, check_quantization
-from tests.engine.small_jobs import events, run_engine
+from tests.engine.small_jobs import events, run_engine, stop_at_step
 
 Job = Callable[..., Path]
 IDS = torch.arange(3, 35).unsqueeze(0)
@@ -158,18 +158,12 @@ def test_evaluations_between_steps_change_nothing(
 def test_a_run_on_a_quantised_base_resumes_bit_for_bit(
     qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopping(Reporter):
-        def __call__(self, type: str, **data: Any) -> None:
-            super().__call__(type, **data)
-            if type == "step" and data["step"] == 5:
-                self.stop_requested = True
-
     settings: dict[str, Any] = {"lora": {**LORA, "dropout": 0.1, "init": "loftq", "loftq_iterations": 2}}
     settings.update(max_steps=8, quantization="fp4", double_quantization=False)
     whole, stopped = training_job(qwen2_folder, "whole", **settings), training_job(qwen2_folder, "stopped", **settings)
     run_engine(whole)
     with monkeypatch.context() as patched:
-        patched.setattr("tests.engine.small_jobs.Reporter", Stopping)
+        stop_at_step(5, patched)
         with pytest.raises(Interrupted):
             run_engine(stopped)
     monkeypatch.setattr("lorasmith.engine.training.initial.factors", None)  # kept, so not computed again
