@@ -11,6 +11,7 @@ from lorasmith.errors import Conflict, InvalidData, NotFound
 from lorasmith.files import verify_manifest
 from lorasmith.schemas.data import DataImportSpec, Dataset, Fate
 from lorasmith.services import data
+from lorasmith.services.data_import import import_dataset
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
 
@@ -24,7 +25,7 @@ def workbench(tmp_path: Path) -> Workbench:
 
 @pytest.fixture
 def support(workbench: Workbench) -> Dataset:
-    return data.import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
+    return import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
 
 
 def dataset_folders(workbench: Workbench) -> list[str]:
@@ -51,7 +52,7 @@ def test_stored_rows_leave_out_what_is_empty(workbench: Workbench, support: Data
 
 
 def test_the_same_import_again_gives_the_dataset_that_is_there(workbench: Workbench, support: Dataset) -> None:
-    again = data.import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
+    again = import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
     assert again == support
     assert dataset_folders(workbench) == [support.id]
 
@@ -60,13 +61,13 @@ def test_a_name_keeps_its_content(workbench: Workbench, support: Dataset, tmp_pa
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "a"}\n', encoding="utf-8")
     with pytest.raises(Conflict) as caught:
-        data.import_dataset(workbench, other, DataImportSpec(name="support", exact=True))
+        import_dataset(workbench, other, DataImportSpec(name="support", exact=True))
     assert caught.value.message == (
         f"there is already a dataset 'support', and it was made from other content than {other} has"
     )
     assert caught.value.hint == "choose another --name, or remove it first: lorasmith data rm support --yes"
     with pytest.raises(Conflict, match=r"'support', and it was made from .* with other options"):
-        data.import_dataset(workbench, SUPPORT, DataImportSpec(name="support"))
+        import_dataset(workbench, SUPPORT, DataImportSpec(name="support"))
     assert dataset_folders(workbench) == [support.id]
 
 
@@ -74,9 +75,9 @@ def test_equal_content_has_an_equal_digest_and_another_split_another(workbench: 
     copy = tmp_path / "copy.json"
     rows = [json.loads(line) for line in SUPPORT.read_text(encoding="utf-8").splitlines()]
     copy.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    first = data.import_dataset(workbench, SUPPORT, DataImportSpec(name="lines"))
-    same = data.import_dataset(workbench, copy, DataImportSpec(name="array"))
-    other = data.import_dataset(workbench, SUPPORT, DataImportSpec(name="salted", salt="another"))
+    first = import_dataset(workbench, SUPPORT, DataImportSpec(name="lines"))
+    same = import_dataset(workbench, copy, DataImportSpec(name="array"))
+    other = import_dataset(workbench, SUPPORT, DataImportSpec(name="salted", salt="another"))
     assert first.sha256 == same.sha256 != other.sha256
     assert first.source_sha256 == other.source_sha256 != same.source_sha256
 
@@ -85,7 +86,7 @@ def test_a_refused_file_leaves_nothing_behind(workbench: Workbench, tmp_path: Pa
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"input": "a", "output": "b"}\n{"input": "c"}\n', encoding="utf-8")
     with pytest.raises(InvalidData):
-        data.import_dataset(workbench, bad, DataImportSpec(name="bad"))
+        import_dataset(workbench, bad, DataImportSpec(name="bad"))
     assert data.list_datasets(workbench) == []
     assert dataset_folders(workbench) == []
 
@@ -102,7 +103,7 @@ def test_a_row_that_cannot_be_stored_leaves_no_folder(workbench: Workbench, supp
 
     racing = Workbench(**{**vars(workbench), "datasets": NoRows()})
     with pytest.raises(Conflict, match="there is already a dataset named 'support'"):
-        data.import_dataset(racing, SUPPORT, DataImportSpec(name="support"))
+        import_dataset(racing, SUPPORT, DataImportSpec(name="support"))
     assert dataset_folders(workbench) == [support.id]
 
 
@@ -121,7 +122,7 @@ def test_preview_gives_the_first_examples_of_a_part(workbench: Workbench, suppor
 def test_the_ledger_can_be_asked_for_one_fate(workbench: Workbench, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"text": "a"}\n{"text": "a "}\n{"text": ""}\n{"text": "b"}\n', encoding="utf-8")
-    data.import_dataset(workbench, source, DataImportSpec(name="rows", max_rejected_share=0.3))
+    import_dataset(workbench, source, DataImportSpec(name="rows", max_rejected_share=0.3))
     assert [line.row for line in data.ledger_lines(workbench, "rows")] == [1, 2, 3, 4]
     (duplicate,) = data.ledger_lines(workbench, "rows", Fate.EXACT_DUPLICATE)
     assert (duplicate.row, duplicate.duplicate_of_row, duplicate.file) == (2, 1, "rows.jsonl")

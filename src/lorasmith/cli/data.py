@@ -43,7 +43,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Import a file as a dataset with train, val and test parts"""
-    from lorasmith.services.data import import_dataset
+    from lorasmith.services.data_import import import_dataset
 
     spec = import_spec(name, format, split, exact, salt, max_rejected)
     dataset = import_dataset(open_workbench(context), file, spec)

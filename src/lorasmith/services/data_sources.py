@@ -8,7 +8,7 @@ from pathlib import Path
 from lorasmith.errors import NotFound, closest
 from lorasmith.files import sha256_file
 from lorasmith.schemas.data import DataImportSpec, Dataset
-from lorasmith.services.data import import_dataset
+from lorasmith.services.data_import import import_dataset
 from lorasmith.services.workbench import Workbench
 from lorasmith.starter.location import DATASETS, starter_dataset
 
