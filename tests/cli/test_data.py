@@ -95,8 +95,8 @@ def test_prepare_writes_the_folder_and_may_import_it(home: Path, tmp_path: Path)
     [
         (
             ["--format", "alpacca"],
-            "--format must be auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification or "
-            "summarization, got 'alpacca'; did you mean 'alpaca'?",
+            "--format must be auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification, "
+            "summarization, preference or kto, got 'alpacca'; did you mean 'alpaca'?",
         ),
         (["--split", "80/10/5"], "--split must be three shares that add up to 100, with some for train, got '80/10/5'"),
         (["--split", "80/20"], "--split must be three shares that add up to 100, with some for train, got '80/20'"),

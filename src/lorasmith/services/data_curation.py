@@ -121,6 +121,30 @@ def lines(path: Path) -> Iterator[str]:
         yield from handle
 
 
+def first_rows(rows: Iterator[RawRow | BrokenRow]) -> list[RawRow | BrokenRow]:
+    """Those that the format is found from; fewer where they are long."""
+    head: list[RawRow | BrokenRow] = []
+    size = 0
+    for row in islice(rows, DETECTION_ROWS):
+        head.append(row)
+        size += sum(len(value) for value in getattr(row, "values", {}).values() if isinstance(value, str | list))
+        if size > DETECTION_CHARS:
+            break
+    return head
+
+
+def detect_source(source: Source, head: list[RawRow | BrokenRow], spec: DataPreparationSpec) -> Detection:
+    """The format of a source whose first rows are `head`, with the columns that `spec` maps. Raises where there is none."""
+    sample = [row.values for row in head if isinstance(row, RawRow)]
+    if not sample:
+        assert isinstance(head[0], BrokenRow)
+        raise head[0].error()
+    fields = [name for shape in SHAPES for name in (*shape.required, *shape.optional)]
+    check_mapping(sample, spec.column_map, fields, str(source.path))
+    mapped = [apply_mapping(values, spec.column_map) for values in sample]
+    return detect_format(mapped, file=str(source.path), wanted=spec.format)
+
+
 class Curation:
     """The work on one source in `folder`; opened on a folder in which it was broken off, it goes on there."""
 
@@ -220,24 +244,8 @@ class Curation:
     def detected(self, rows: Iterator[RawRow | BrokenRow]) -> Iterator[RawRow | BrokenRow]:
         """The rows; before the first comes out, the format is found from those at the beginning."""
         if self.found_format is None:
-            head: list[RawRow | BrokenRow] = []
-            size = 0
-            for row in islice(rows, DETECTION_ROWS):
-                head.append(row)
-                size += sum(
-                    len(value) for value in getattr(row, "values", {}).values() if isinstance(value, str | list)
-                )
-                if size > DETECTION_CHARS:
-                    break
-            sample = [row.values for row in head if isinstance(row, RawRow)]
-            if not sample:
-                assert isinstance(head[0], BrokenRow)
-                raise head[0].error()
-            file = str(self.source.path)
-            fields = [name for shape in SHAPES for name in (*shape.required, *shape.optional)]
-            check_mapping(sample, self.spec.column_map, fields, file)
-            mapped = [apply_mapping(values, self.spec.column_map) for values in sample]
-            self.found_format = detect_format(mapped, file=file, wanted=self.spec.format)
+            head = first_rows(rows)
+            self.found_format = detect_source(self.source, head, self.spec)
             rows = chain(head, rows)
         yield from rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from lorasmith.errors import InvalidData, closest
@@ -12,6 +13,7 @@ from lorasmith.schemas.data import DatasetFormat, Detection
 from lorasmith.services.data_mapping import mapping_option, suggest_mapping
 from lorasmith.services.data_preferences import truth_of
 
+SHOWN_COLUMNS = 30
 ROW_FIELDS = ("group", "split", "source")  # optional in rows of every format
 
 
@@ -57,7 +59,7 @@ def detect_format(
     if shape is None:
         accepted = "; ".join(f"{' + '.join(shape.required)} ({shape.format})" for shape in SHAPES)
         raise InvalidData(
-            f"{file} has the columns {', '.join(columns)}, expected one of: {accepted}{suggestion(columns)}",
+            f"{file} has the columns {listed(columns)}, expected one of: {accepted}{suggestion(columns)}",
             hint=mapping_hint(columns) or "rename the columns; the first line of a CSV file must name them",
         )
     unused = sorted(set(columns) - set(shape.required) - set(shape.optional) - set(ROW_FIELDS))
@@ -72,7 +74,7 @@ def check_format(columns: Sequence[str], wanted: DatasetFormat, file: str) -> De
     if not any(set(shape.required) <= set(columns) for shape in shapes):
         needed = " or ".join(" + ".join(shape.required) for shape in shapes)
         raise InvalidData(
-            f"{file} has the columns {', '.join(columns)}; the format {wanted} needs {needed}{suggestion(columns)}",
+            f"{file} has the columns {listed(columns)}; the format {wanted} needs {needed}{suggestion(columns)}",
             hint=mapping_hint(columns, wanted)
             or "leave --format out to have the format detected, or rename the columns",
         )
@@ -82,14 +84,19 @@ def check_format(columns: Sequence[str], wanted: DatasetFormat, file: str) -> De
 def mapping_hint(columns: Sequence[str], wanted: DatasetFormat | None = None) -> str | None:
     """`--map …` that makes the columns those of a format, of the wanted one if there is one."""
     required = [shape.required for shape in SHAPES if wanted in (None, shape.format)]
-    mapping = suggest_mapping(columns, required)
+    mapping = suggest_mapping(columns[:SHOWN_COLUMNS], required)
     return f"a mapping that looks right: {mapping_option(mapping)}" if mapping else None
+
+
+def listed(columns: Sequence[str]) -> str:
+    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    return ", ".join(columns[:SHOWN_COLUMNS]) + more
 
 
 def suggestion(columns: Iterable[str]) -> str:
     """`; did you mean 'instruction' for 'instuction'?`, or an empty string when nothing is near."""
     known = {name for shape in SHAPES for name in (*shape.required, *shape.optional)}
-    for column in columns:
+    for column in islice(columns, SHOWN_COLUMNS):
         match = None if column in known else closest(column.lower(), sorted(known))
         if match is not None:
             return f"; did you mean {match!r} for {column!r}?"

@@ -271,7 +271,13 @@ class JsonScanner:
         except json.JSONDecodeError:
             raise
         except ValueError as error:
-            return error, PLAIN_DECODER.raw_decode(self.buffer, self.position)[1]
+            try:
+                return error, PLAIN_DECODER.raw_decode(self.buffer, self.position)[1]
+            except json.JSONDecodeError:
+                raise
+            except ValueError:  # an integer of more than 4300 digits
+                self.fail(what_broke(error))
+                raise
 
     def items(self) -> Iterator[tuple[int, Any]]:
         """(line, value) of each item of the list that begins here."""
