@@ -76,7 +76,7 @@ def suggest_mapping(columns: Sequence[str], shapes: Iterable[Sequence[str]]) -> 
         mapping: dict[str, str] = {}
         for field in required:
             free = [column for column in columns if column not in mapping.values()]
-            column = field if field in free else likely_column(field, free)
+            column = field if field in free else likely_column(field, free, whole=len(required) == 1)
             if column is None:
                 break
             mapping[field] = column
@@ -85,14 +85,14 @@ def suggest_mapping(columns: Sequence[str], shapes: Iterable[Sequence[str]]) -> 
     return {}
 
 
-def likely_column(field: str, columns: Sequence[str]) -> str | None:
-    """The column that has the field's name or a synonym, whole, else as its last or first word."""
+def likely_column(field: str, columns: Sequence[str], *, whole: bool) -> str | None:
+    """The column whose name is the field's or a synonym, or unless `whole` ends with one."""
     names = (field, *SYNONYMS.get(field, ()))
     plain = {column: re.sub(r"[\W_]+", "", column.lower()) for column in columns}
     words = {column: re.findall(r"[a-z]+", column.lower()) for column in columns}
-    whole = (column for name in names for column in columns if plain[column] == name)
+    equal = (column for name in names for column in columns if plain[column] == name)
     last = (column for name in names for column in columns if words[column] and words[column][-1] == name)
-    return next(whole, None) or next(last, None)
+    return next(equal, None) or (None if whole else next(last, None))
 
 
 def mapping_option(mapping: Mapping[str, str]) -> str:
