@@ -95,8 +95,8 @@ def test_prepare_writes_the_folder_and_may_import_it(home: Path, tmp_path: Path)
     [
         (
             ["--format", "alpacca"],
-            "--format must be auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification or "
-            "summarization, got 'alpacca'; did you mean 'alpaca'?",
+            "--format must be auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification, "
+            "summarization, preference or kto, got 'alpacca'; did you mean 'alpaca'?",
         ),
         (["--split", "80/10/5"], "--split must be three shares that add up to 100, with some for train, got '80/10/5'"),
         (["--split", "80/20"], "--split must be three shares that add up to 100, with some for train, got '80/20'"),
@@ -122,7 +122,7 @@ def test_wrong_names_parts_and_fates_are_refused(home: Path) -> None:
         "--part must be train, val or test, got 'trian'; did you mean 'train'?"
     )
     assert error_of(home, "ledger", "support", "--fate", "reject").message == (
-        "--fate must be kept, exact_duplicate, rejected, got 'reject'; did you mean 'rejected'?"
+        "--fate must be kept, changed, cut, exact_duplicate, near_duplicate, leaks, rejected, got 'reject'; did you mean 'rejected'?"
     )
     error = error_of(home, "show", "suport")
     assert isinstance(error, NotFound)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -14,14 +16,33 @@ from lorasmith.cli.output import hint, print_json, print_table
 from lorasmith.errors import InvalidSpec, did_you_mean
 
 if TYPE_CHECKING:
-    from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Dataset, Example, Fate, Part
+    from lorasmith.schemas.data import (
+        DataImportSpec,
+        DataPreparationSpec,
+        Dataset,
+        DatasetFormat,
+        Example,
+        Fate,
+        FindingName,
+        LedgerLine,
+        Message,
+        Part,
+    )
 
 app = typer.Typer(help="Import, show and prepare datasets", no_args_is_help=True)
 
-FORMATS = "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification or summarization"
+FORMATS = (
+    "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification, summarization, preference or kto"
+)
 POLICIES = "error, drop, left, right or split"
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON, JSON Lines or CSV file")]
+File = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE", help="JSON, JSON Lines, CSV or Parquet file, a folder of them, a saved dataset or hub id"
+    ),
+]
+MENDS = "control-characters, mojibake or join-turns"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset")]
 Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
 Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
@@ -40,18 +61,42 @@ def import_(
     exact: Annotated[bool, typer.Option("--exact", help="Make the shares exact, for a small set")] = False,
     salt: Salt = "lorasmith",
     max_rejected: MaxRejected = 0.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first finding")] = False,
+    map: Annotated[list[str] | None, typer.Option("--map", help="Columns: instruction=question,output=answer")] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Encoding of a CSV file")] = None,
+    mend: Annotated[list[str] | None, typer.Option("--mend", help=f"Change instead of flag: {MENDS}")] = None,
+    reject: Annotated[list[str] | None, typer.Option("--reject", help="Reject rows with a finding, by name")] = None,
+    min_chars: Annotated[list[str] | None, typer.Option("--min-chars", help="Least length: output=3")] = None,
+    max_chars: Annotated[list[str] | None, typer.Option("--max-chars", help="Greatest length: output=8000")] = None,
+    language: Annotated[list[str] | None, typer.Option("--language", help="Flag answers in another, as en")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Flag rows over this model's context")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import a file as a dataset with train, val and test parts"""
-    from lorasmith.services.data import import_dataset
+    from lorasmith.cli.data_progress import ImportView
+    from lorasmith.services.data_import import import_dataset
+    from lorasmith.services.data_mapping import parse_mapping
 
-    spec = import_spec(name, format, split, exact, salt, max_rejected)
-    dataset = import_dataset(open_workbench(context), file, spec)
+    checks = {
+        "strict": strict,
+        "column_map": parse_mapping(map or []),
+        "encoding": encoding,
+        "mend": mend or [],
+        "reject": reject or [],
+        "min_chars": limits("--min-chars", min_chars or []),
+        "max_chars": limits("--max-chars", max_chars or []),
+        "languages": language or [],
+        "tokenizer": tokenizer,
+    }
+    spec = import_spec(name, format, split, exact, salt, max_rejected, checks)
+    with ImportView() as view:
+        dataset = import_dataset(open_workbench(context), file, spec, view)
     if as_json:
         print_json(dataset.model_dump(mode="json"))
     else:
         show_fields(summary(dataset))
-    hint(f"next: lorasmith train --model starter --data {dataset.name} --preset tiny")
+    if dataset.kind == "sft":
+        hint(f"next: lorasmith train --model starter --data {dataset.name} --preset tiny")
 
 
 @app.command("list")
@@ -171,19 +216,58 @@ def remove(
 def ledger(
     context: typer.Context,
     name: Name,
-    fate: Annotated[str | None, typer.Option("--fate", help="kept, exact_duplicate or rejected")] = None,
+    fate: Annotated[str | None, typer.Option("--fate", help="Lines of one fate, such as rejected")] = None,
+    flag: Annotated[str | None, typer.Option("--flag", help="Lines with one finding, such as secret")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines to this file instead")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what became of each input row"""
-    from lorasmith.services.data import ledger_lines
+    from lorasmith.services.data import ledger_lines, save_ledger
 
-    lines = ledger_lines(open_workbench(context), name, known_fate(fate))
+    lines = ledger_lines(open_workbench(context), name, known_fate(fate), known_finding(flag))
+    if output is not None:
+        save_ledger(lines, output)
+        hint(f"written to {output}")
+        return
     if as_json:
         print_json([line.model_dump(mode="json", exclude_none=True) for line in lines])
         return
-    columns = ("row", "line", "fate", "part", "example", "reason")
-    rows = ([line.row, line.line, line.fate, line.part, line.example_id, line.reason] for line in lines)
+    columns = ("row", "file", "line", "fate", "part", "example", "reason")
+    rows = ([line.row, line.file, line.line, line.fate, line.part, line.example_id, why(line)] for line in lines)
     print_table(columns, (["" if value is None else visible(str(value)) for value in row] for row in rows))
+
+
+def why(line: LedgerLine) -> str | None:
+    """The reason of a row's fate, how it was changed, and what was found in it."""
+    flags = [f"{flag.check}: {flag.sentence()}" for flag in line.flags or ()]
+    return "; ".join([*filter(None, [line.reason]), *(line.changes or ()), *flags]) or None
+
+
+@app.command()
+def convert(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a dataset, or a file, as in import")],
+    to: Annotated[str, typer.Option("--to", help="Row format to write, as in import --format")],
+    output: Annotated[Path, typer.Option("--output", help="File to write: .jsonl, .json, .csv or .parquet")],
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out rows that the format cannot hold")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write rows in another format"""
+    from lorasmith.services.data_writing import convert_rows
+
+    workbench = open_workbench(context)
+    result = convert_rows(workbench, source, known_format(to), output, leave_out=leave_out, force=force)
+    if as_json:
+        print_json({"output": str(output), "written": result.written, "left_out": result.left_out})
+        return
+    show_fields(
+        {
+            "file": str(output),
+            "rows": str(result.written),
+            **{f"left out: {why}": str(count) for why, count in result.left_out.items()},
+        }
+    )
 
 
 @app.command()
@@ -233,12 +317,24 @@ def preparation_spec(format: str, split: str, exact: bool, salt: str, max_reject
     return DataPreparationSpec.model_validate(checked_options(format, split, exact, salt, max_rejected))
 
 
-def import_spec(name: str, format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataImportSpec:
+def import_spec(
+    name: str,
+    format: str,
+    split: str,
+    exact: bool,
+    salt: str,
+    max_rejected: float,
+    checks: dict[str, Any] | None = None,
+) -> DataImportSpec:
     from pydantic import ValidationError
 
-    from lorasmith.schemas.data import DataImportSpec
+    from lorasmith.schemas.data import DataImportSpec, Mend
 
-    options = checked_options(format, split, exact, salt, max_rejected)
+    options = {**checked_options(format, split, exact, salt, max_rejected), **(checks or {})}
+    for mend in options.get("mend", ()):
+        one_of("--mend", mend, get_args(Mend))
+    for finding in options.get("reject", ()):
+        known_finding(finding, "--reject")
     try:
         return DataImportSpec.model_validate({"name": name, **options})
     except ValidationError:
@@ -261,6 +357,37 @@ def checked_options(format: str, split: str, exact: bool, salt: str, max_rejecte
         )
     shares = parse_split(split)
     return {"format": format, "split": shares, "exact": exact, "salt": salt, "max_rejected_share": max_rejected}
+
+
+def limits(option: str, given: list[str]) -> dict[str, int]:
+    """`output=3` as {"output": 3}."""
+    result: dict[str, int] = {}
+    for pair in (piece for text in given for piece in text.split(",")):
+        field, _, number = (part.strip() for part in pair.partition("="))
+        if not field or not number.isdecimal():
+            raise InvalidSpec(f"{option} must be field=characters, got {pair!r}", hint=f"{option} output=3")
+        result[field] = int(number)
+    return result
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InvalidSpec(f"{option} must be {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
+
+
+def known_finding(text: str | None, option: str = "--flag") -> FindingName | None:
+    from lorasmith.schemas.data import FindingName
+
+    if text is not None:
+        one_of(option, text, get_args(FindingName))
+    return cast("FindingName | None", text)
+
+
+def known_format(text: str) -> DatasetFormat:
+    from lorasmith.schemas.data import DatasetFormat
+
+    one_of("--to", text, [format.value for format in DatasetFormat])
+    return DatasetFormat(text)
 
 
 def parse_split(text: str) -> tuple[float, ...]:
@@ -325,6 +452,9 @@ def summary(dataset: Dataset) -> dict[str, str]:
     }
     if dataset.statistics.get("ignored_fields"):
         fields["not used"] = counts(dataset.statistics["ignored_fields"])
+    for name in ("flags", "languages"):
+        if dataset.statistics.get(name):
+            fields[name] = counts(dataset.statistics[name])
     if dataset.statistics.get("split_note"):
         fields["note"] = dataset.statistics["split_note"]
     return fields
@@ -349,8 +479,21 @@ def show_example(example: Example) -> None:
     if example.messages is None:
         typer.echo(f"  text: {visible(example.text or '')}")
     for message in example.messages or ():
-        typer.echo(f"  {message.role}: {visible(message.content)}")
+        show_message(message)
+    for name, messages in (("chosen", example.chosen), ("rejected", example.rejected)):
+        for message in messages or ():
+            show_message(message, f"{name} ")
+    if example.desirable is not None:
+        typer.echo(f"  desirable: {str(example.desirable).lower()}")
     typer.echo()
+
+
+def show_message(message: Message, before: str = "") -> None:
+    weight = ", not trained" if message.weight == 0 else ""
+    calls = "".join(
+        f" call of {call.function.name}({json.dumps(call.function.arguments)})" for call in message.tool_calls or ()
+    )
+    typer.echo(f"  {before}{message.role}{weight}: {visible(message.content + calls)}")
 
 
 def visible(text: str) -> str:
