@@ -6,10 +6,13 @@ import resource
 import time
 from pathlib import Path
 
+from transformers import AutoModelForCausalLM
+
 from lorasmith.engine.data.examples import read_examples
 from lorasmith.engine.data.labels import stop_ids
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.models.loading import load_tokenizer, model_folder
+from lorasmith.engine.models.precision import DTYPES, choose_memory, choose_precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.estimation.memory import Process, resident_bytes
 from lorasmith.engine.training.estimation.prediction import (
@@ -40,12 +43,15 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Estimate:
     inputs = EstimateInputs.model_validate(order.inputs)
     report("phase", name="tokenize")
     material = read_material(spec, inputs)
-    shape = shape_run(material, spec)
-    started_s = process_seconds() + read_seconds(material.folder, shape.stored.file_bytes)
-    overheads = Overheads(started_s, end_s=drawing_seconds(folder))
-    idle = Process(resident_bytes(), libraries_bytes=0)
+    material.rows(spec, spec.training.too_long)
+    started_s = process_seconds()
+    touch_libraries(material, spec)
+    drawing_s = drawing_seconds(folder)
+    idle = Process(resident_bytes(), libraries_bytes=0)  # a model without weights, which follows, loads more than a run does
 
     report("phase", name="rehearse")
+    shape = shape_run(material, spec)
+    overheads = Overheads(started_s + read_seconds(material.folder, shape.stored.file_bytes), drawing_s)
     disk_folder = Path(inputs.disk_folder)
     tried = candidates(material, shape, idle)
     report("phase", name="measure")
@@ -75,6 +81,13 @@ def read_material(spec: TrainingSpec, inputs: EstimateInputs) -> Material:
         train=examples,
         validation=read_examples(Path(inputs.val_file)) if inputs.val_file else [],
     )
+
+
+def touch_libraries(material: Material, spec: TrainingSpec) -> None:
+    """Load what a run loads before it computes: the modules of the model, and the kernels that it is compared by."""
+    AutoModelForCausalLM._model_mapping[type(material.config)]
+    precision = choose_precision(spec.training.precision)
+    choose_memory(spec.training.memory, DTYPES[precision], 0)
 
 
 def drawing_seconds(folder: Path) -> float:
