@@ -19,6 +19,8 @@ PHASES = {
     "tokenize": "tokenizing",
     "train": "training",
     "save": "saving",
+    "rehearse": "rehearsing the memory of steps",
+    "measure": "measuring a few layers",
 }
 LINE_EVERY_S = 10.0
 

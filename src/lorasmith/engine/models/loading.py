@@ -20,11 +20,15 @@ from lorasmith.files import read_json
 from lorasmith.model_files import check_model_folder
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+WEIGHT_PATTERN = "*.safetensors"
+HUB_PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
-def model_folder(location: str) -> Path:
-    """The local folder of a model; a hub id is fetched into the Hugging Face cache, or found there when offline."""
+def model_folder(location: str, *, weights: bool = True) -> Path:
+    """The local folder of a model; a hub id is fetched into the Hugging Face cache, or found there when offline.
+
+    Without `weights` everything else is fetched.
+    """
     folder = Path(location)
     if folder.is_dir():
         return folder
@@ -32,7 +36,7 @@ def model_folder(location: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(location, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(location, allow_patterns=[*HUB_PATTERNS, *([WEIGHT_PATTERN] if weights else [])]))
     except HFValidationError:
         raise NotFound(f"no model folder {location}", hint="give a folder, a hub id or `starter`") from None
     except LocalEntryNotFoundError as error:
