@@ -195,7 +195,7 @@ def test_the_adapter_says_how_its_base_was_stored_and_is_evaluated_on_either(
     config = json.loads((adapter / "training_config.json").read_text(encoding="utf-8"))
     config["lora"]["init"] = "loftq"
     (adapter / "training_config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(InvalidSpec, match="trained with lora.init=loftq beside a base less its first weights"):
+    with pytest.raises(InvalidSpec, match="lora.init=loftq took the adapter's first weights out of the base"):
         load_for_evaluation(inputs, Quantization("nf4"))
 
 

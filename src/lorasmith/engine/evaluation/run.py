@@ -135,8 +135,8 @@ def refuse_moved_weights(adapter_folder: Path) -> None:
     init = read_json(config)["lora"]["init"] if config.is_file() else "default"
     if init in ("pissa", "olora", "loftq"):
         raise InvalidSpec(
-            f"the adapter was trained with lora.init={init} beside a base less its first weights, which a quantised base is not",
-            hint="evaluate it with --quantization none",
+            f"lora.init={init} took the adapter's first weights out of the base before it was quantised; a quantised base has them still",
+            hint="evaluate it on the full base: --quantization none",
         )
 
 
