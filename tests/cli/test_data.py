@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lorasmith.cli.context import Shell
-from lorasmith.cli.data import app, visible
+from lorasmith.cli.data import app
+from lorasmith.cli.data_view import visible
 from lorasmith.errors import InvalidSpec, LorasmithError, NotFound
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -171,6 +172,32 @@ def test_shares_may_be_fractions(home: Path) -> None:
         run(home, "import", SUPPORT, "--name", "support", "--split", "0.5/0.25/0.25", "--exact", "--json").stdout
     )
     assert imported["part_sizes"] == {"train": 6, "val": 3, "test": 3}
+
+
+def test_ledger_lines_are_chosen_by_flag_and_written_to_a_file(home: Path, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"input": "Mail?", "output": "ann@mail.org"}\n{"input": "b", "output": "c"}\n', encoding="utf-8")
+    assert "flags    personal-data 1\n" in run(home, "import", str(source), "--name", "rows").stdout
+    (line,) = json.loads(run(home, "ledger", "rows", "--flag", "personal-data", "--json").stdout)
+    assert line["flags"][0]["found"] == "an e-mail address at character 1"
+    run(home, "ledger", "rows", "--fate", "kept", "--output", str(tmp_path / "kept.jsonl"))
+    assert len((tmp_path / "kept.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert error_of(home, "ledger", "rows", "--flag", "secrets").message.endswith("did you mean 'secret'?")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--map", "output"], "--map must be field=column, got 'output'"),
+        (["--map", "outptu=a"], "--map names the field 'outptu', which no format has; did you mean 'output'?"),
+        (["--map", "output=a"], f"--map names the column 'a', which {SUPPORT} does not have"),
+        (["--mend", "quotes"], "--mend must be control-characters, mojibake, join-turns, got 'quotes'"),
+        (["--min-chars", "output"], "--min-chars must be field=characters, got 'output'"),
+        (["--tokenizer", "nobody"], "no model 'nobody'"),
+    ],
+)
+def test_wrong_checks_of_an_import_are_refused(home: Path, option: list[str], message: str) -> None:
+    assert error_of(home, "import", SUPPORT, "--name", "support", *option).message == message
 
 
 def test_data_cannot_steer_the_terminal() -> None:
