@@ -1,0 +1,204 @@
+"""What a search remembers about its rows, on disk: digests, shingles and signatures, never the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorasmith.errors import InvalidData, InvalidSpec
+from lorasmith.files import disk_errors, read_json, staged_folder, write_json
+from lorasmith.services.data_duplicates.parallel import Workers
+from lorasmith.services.data_duplicates.shingles import I64, U64, Ragged, Shingling, offsets_of, shingles_of
+from lorasmith.services.data_duplicates.signatures import PERMUTATIONS, SEED, Signatures, signatures_of
+from lorasmith.services.data_duplicates.texts import KEYS, Key, Row, digest, normalised
+
+VERSION = 1
+DESCRIPTION = "index.json"
+ROWS_AT_ONCE = 4096
+CHARACTERS_AT_ONCE = 1 << 20  # hashing a character takes about 60 bytes for a moment
+
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # little-endian values of one row
+    "id": ("<i8", ()),
+    "item": ("<u8", (2,)),  # digest of the text that is compared
+    "instruction": ("<u8", ()),
+    "answer": ("<u8", ()),
+    "answer_length": ("<u4", ()),  # characters, normalised
+    "text_length": ("<u4", ()),
+    "shingle_count": ("<u4", ()),
+    "signature": ("<u2", (PERMUTATIONS,)),
+}
+SHINGLES = "shingle"
+BEST = "best"
+
+
+class Prepared(NamedTuple):
+    columns: dict[str, NDArray[Any]]
+    shingles: U64
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index folder, opened: one entry for each row in the order in which they came; arrays are memory-mapped."""
+
+    folder: Path
+    key: Key
+    shingling: Shingling
+    num_rows: int
+    id: NDArray[np.int64]
+    item: U64
+    instruction: U64
+    answer: U64
+    answer_length: NDArray[np.uint32]
+    text_length: NDArray[np.uint32]
+    best: I64  # the best row with the same text
+    signatures: Signatures
+    shingles: Ragged
+
+    def candidates_of(self) -> I64:
+        """Positions that are compared: the best row of each text that has shingles, ascending."""
+        return np.flatnonzero((self.best == np.arange(self.num_rows)) & (self.shingles.lengths() > 0))
+
+
+def write_index(
+    rows: Iterable[Row],
+    folder: Path,
+    *,
+    key: Key = "whole",
+    shingling: Shingling | None = None,
+    processes: int | None = None,
+    replace: bool = False,
+) -> Index:
+    """Hash the rows into a new folder; it takes about 1 KB a row. Ids must be different whole numbers.
+
+    Without `processes` every core is used once there is work for them; the result does not depend on their number.
+    Raises `InvalidSpec`, `InvalidData` for an id that is there twice, `Conflict` when the folder exists, `DiskFull`.
+    """
+    if key not in KEYS:
+        raise InvalidSpec(f"rows are compared by one of {', '.join(KEYS)}, got {key!r}")
+    shingling = shingling or Shingling()
+    with staged_folder(folder, replace=replace) as staging:
+        num_rows = 0
+        with ExitStack() as files, Workers(processes) as workers, disk_errors(folder):
+            handles = {name: files.enter_context((staging / name).open("wb")) for name in [*COLUMNS, SHINGLES]}
+            for prepared in workers.map(partial(prepare, key=key, shingling=shingling), chunks(rows)):
+                for name, values in prepared.columns.items():
+                    values.tofile(handles[name])
+                prepared.shingles.tofile(handles[SHINGLES])
+                num_rows += len(prepared.columns["id"])
+        reject_repeated_ids(np.fromfile(staging / "id", np.int64))
+        best_of_items(staging).tofile(staging / BEST)
+        description = {"version": VERSION, "key": key, "shingling": asdict(shingling), "num_rows": num_rows}
+        write_json(staging / DESCRIPTION, {**description, "permutations": PERMUTATIONS, "seed": SEED})
+    return open_index(folder)
+
+
+def open_index(folder: Path) -> Index:
+    """Raises `NotFound` when there is none, `InvalidData` for one of another version or with missing bytes."""
+    description = read_json(folder / DESCRIPTION)
+    made = (description.get("version"), description.get("permutations"), description.get("seed"))
+    if made != (VERSION, PERMUTATIONS, SEED):
+        raise InvalidData(
+            f"{folder} holds an index of version {made[0]}, this program reads version {VERSION}",
+            hint="search again from the rows",
+        )
+    num_rows = int(description["num_rows"])
+    columns = {name: mapped(folder / name, dtype, (num_rows, *shape)) for name, (dtype, shape) in COLUMNS.items()}
+    offsets = offsets_of(columns["shingle_count"])
+    shingles = Ragged(mapped(folder / SHINGLES, "<u8", (int(offsets[-1]),)), offsets)
+    return Index(
+        folder=folder,
+        key=description["key"],
+        shingling=Shingling(**description["shingling"]),
+        num_rows=num_rows,
+        id=columns["id"],
+        item=columns["item"],
+        instruction=columns["instruction"],
+        answer=columns["answer"],
+        answer_length=columns["answer_length"],
+        text_length=columns["text_length"],
+        best=mapped(folder / BEST, "<i8", (num_rows,)),
+        signatures=columns["signature"],
+        shingles=shingles,
+    )
+
+
+def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    found = path.stat().st_size if path.is_file() else None
+    if found != expected:
+        raise InvalidData(
+            f"{path} should hold {expected} bytes, found {'no file' if found is None else found}",
+            hint="search again from the rows",
+        )
+    return np.memmap(path, dtype, "r", shape=shape) if expected else np.zeros(shape, dtype)
+
+
+def reject_repeated_ids(ids: NDArray[np.int64]) -> None:
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        repeated = values[counts > 1]
+        raise InvalidData(f"row id {repeated[0]} is there {counts.max()} times; each row needs an id of its own")
+
+
+def best_first(answer_length: NDArray[np.uint32], text_length: NDArray[np.uint32]) -> I64:
+    """Positions from the best row on: the longest answer, then the longest text, then the earliest."""
+    return np.lexsort((-text_length.astype(np.int64), -answer_length.astype(np.int64)))  # stable, so earliest first
+
+
+def best_of_items(folder: Path) -> I64:
+    """For each row the position of the best row whose compared text is equal."""
+    item = np.fromfile(folder / "item", "<u8").reshape(-1, 2)
+    ranked = best_first(np.fromfile(folder / "answer_length", "<u4"), np.fromfile(folder / "text_length", "<u4"))
+    order = ranked[np.lexsort((item[ranked, 1], item[ranked, 0]))]
+    begins = np.append(True, (item[order[1:]] != item[order[:-1]]).any(axis=1))[: len(order)]
+    best = np.empty(len(order), np.int64)
+    best[order] = order[begins][np.cumsum(begins) - 1]
+    return best
+
+
+def chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        characters += len(row.instruction) + len(row.answer)
+        if len(chunk) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def compared_text(instruction: str, answer: str, key: Key) -> str:
+    """The text that stands for a row. White space at the seam is one line break, whatever the texts are."""
+    return {"whole": f"{instruction}\n{answer}" if answer else instruction, "instruction": instruction, "answer": answer}[key]
+
+
+def prepare(rows: Sequence[Row], key: Key, shingling: Shingling) -> Prepared:
+    """Columns and shingles of one chunk."""
+    instructions = [normalised(row.instruction) for row in rows]
+    answers = [normalised(row.answer) for row in rows]
+    texts = [compared_text(*pair, key) for pair in zip(instructions, answers, strict=True)]
+    shingles = shingles_of(texts, shingling)
+    columns = {
+        "id": [row.id for row in rows],
+        "item": np.frombuffer(b"".join(map(digest, texts)), "<u8").reshape(-1, 2),
+        "instruction": short_digests(instructions),
+        "answer": short_digests(answers),
+        "answer_length": list(map(len, answers)),
+        "text_length": list(map(len, texts)),
+        "shingle_count": shingles.lengths(),
+        "signature": signatures_of(shingles),
+    }
+    return Prepared({name: np.asarray(columns[name], dtype) for name, (dtype, _) in COLUMNS.items()}, shingles.values)
+
+
+def short_digests(texts: Sequence[str]) -> U64:
+    return np.frombuffer(b"".join(digest(text, 8) for text in texts), "<u8")
