@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lorasmith.services.data_duplicates.shingles import I64, U64
 from lorasmith.services.data_duplicates.similarity import F64, decode
 
-Differ = Callable[[I64, I64], NDArray[np.bool_]]
+Differ = Callable[[I64, I64, F64], NDArray[np.bool_]]  # rows, rows, similarity: true where they are no duplicates
 Similarity = Callable[[I64, I64], F64]
 
 
@@ -60,12 +60,12 @@ def cluster(
         by_rank = np.argsort(-rank[nodes])
         kept[label[by_rank]] = by_rank  # the last one written has the smallest rank
         kept = kept[label]
-        left_over = differ(nodes, nodes[kept])
+        values = similarity(nodes, nodes[kept])
+        left_over = differ(nodes, nodes[kept], values)
         dropped = np.flatnonzero((kept != np.arange(len(nodes))) & ~left_over)
         kept_of[nodes[dropped]] = nodes[kept[dropped]]
-        values = similarity(nodes[dropped], nodes[kept[dropped]])
-        measured[nodes[dropped]] = values
-        distant = dropped[values < threshold]
+        measured[nodes[dropped]] = values[dropped]
+        distant = dropped[values[dropped] < threshold]
         via[nodes[distant]] = nodes[steps_towards(kept, near, far, distant)]
         stay = left_over[near] & left_over[far]
         left, right = left[stay], right[stay]

@@ -12,15 +12,16 @@ Comparing all pairs of m rows is m^2 / 2 work. Two exact facts make it unnecessa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorasmith.services.data_duplicates.buckets import LARGEST_BUCKET, distinct_pairs, runs, small_pairs
+from lorasmith.services.data_duplicates.clusters import Differ
 from lorasmith.services.data_duplicates.shingles import I64, U64, Ragged, mix
-from lorasmith.services.data_duplicates.similarity import against_one, encode
+from lorasmith.services.data_duplicates.similarity import F64, against_one, encode
 
 ROWS_AT_ONCE = 4096
 ELEMENTS_AT_ONCE = 1 << 22  # 32 MiB of uint64, and as much again for their order
@@ -117,7 +118,7 @@ def link_crowd(
     shingles: Ragged,
     labels: I64,
     threshold: float,
-    differ: Callable[[I64, I64], NDArray[np.bool_]],
+    differ: Differ,
     budget: int,
 ) -> Links:
     """Links between the clusters in `labels` (the smallest position of each row's cluster) within the large buckets.
@@ -142,8 +143,9 @@ def link_crowd(
                 continue
             budget -= len(others)
             pivot = bucket[place]
-            similar = others[similar_to(pivot, bucket[others], shingles, threshold)]
-            similar = similar[~differ(np.full(len(similar), pivot), bucket[similar])]
+            values = similarity_with(pivot, bucket[others], shingles)
+            others, values = others[values >= threshold], values[values >= threshold]
+            similar = others[~differ(np.full(len(others), pivot), bucket[others], values)]
             if len(similar):
                 found.append(encode(np.full(len(similar), pivot), bucket[similar]))
                 joined = np.unique(np.append(roots[similar], roots[place]))
@@ -151,9 +153,9 @@ def link_crowd(
     return Links(np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64), uncompared)
 
 
-def similar_to(pivot: int, others: I64, shingles: Ragged, threshold: float) -> NDArray[np.bool_]:
+def similarity_with(pivot: int, others: I64, shingles: Ragged) -> F64:
     parts = [
-        against_one(shingles[pivot], shingles.take(others[first : first + ROWS_AT_ONCE])) >= threshold
+        against_one(shingles[pivot], shingles.take(others[first : first + ROWS_AT_ONCE]))
         for first in range(0, len(others), ROWS_AT_ONCE)
     ]
     return np.concatenate(parts)

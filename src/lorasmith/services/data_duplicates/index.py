@@ -32,6 +32,7 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # little-endian values of o
     "answer_length": ("<u4", ()),  # characters, normalised
     "text_length": ("<u4", ()),
     "shingle_count": ("<u4", ()),
+    "instruction_shingles": ("<u4", ()),
     "signature": ("<u2", (PERMUTATIONS,)),
 }
 SHINGLES = "shingle"
@@ -57,6 +58,7 @@ class Index:
     answer: U64
     answer_length: NDArray[np.uint32]
     text_length: NDArray[np.uint32]
+    instruction_shingles: NDArray[np.uint32]  # distinct ones that end in the instruction
     best: I64  # the best row with the same text
     signatures: Signatures
     shingles: Ragged
@@ -123,6 +125,7 @@ def open_index(folder: Path) -> Index:
         answer=columns["answer"],
         answer_length=columns["answer_length"],
         text_length=columns["text_length"],
+        instruction_shingles=columns["instruction_shingles"],
         best=mapped(folder / BEST, "<i8", (num_rows,)),
         signatures=columns["signature"],
         shingles=shingles,
@@ -186,7 +189,7 @@ def prepare(rows: Sequence[Row], key: Key, shingling: Shingling) -> Prepared:
     instructions = [normalised(row.instruction) for row in rows]
     answers = [normalised(row.answer) for row in rows]
     texts = [compared_text(*pair, key) for pair in zip(instructions, answers, strict=True)]
-    shingles = shingles_of(texts, shingling)
+    shingles, instruction_shingles = shingles_of(texts, shingling, list(map(len, instructions)))
     columns = {
         "id": [row.id for row in rows],
         "item": np.frombuffer(b"".join(map(digest, texts)), "<u8").reshape(-1, 2),
@@ -195,6 +198,7 @@ def prepare(rows: Sequence[Row], key: Key, shingling: Shingling) -> Prepared:
         "answer_length": list(map(len, answers)),
         "text_length": list(map(len, texts)),
         "shingle_count": shingles.lengths(),
+        "instruction_shingles": instruction_shingles,
         "signature": signatures_of(shingles),
     }
     return Prepared({name: np.asarray(columns[name], dtype) for name, (dtype, _) in COLUMNS.items()}, shingles.values)

@@ -9,9 +9,10 @@ Two rows are exact duplicates when their normalised texts are equal, near duplic
 their shingle sets is at least the threshold. Near duplicates of near duplicates are in one cluster, and the cluster's
 best row stays: the longest answer, then the longest text, then the earliest row.
 
-When whole rows are compared, rows with equal instructions and different answers are no duplicates, and neither are rows
-whose answers differ while one of the two has fewer than 32 characters: a label or a number is not a near copy of
-another one. When instructions are compared, rows with one instruction stay or go together, save for equal answers.
+When whole rows are compared, rows with equal instructions are near duplicates only when what follows the instruction
+reaches the threshold by itself; else they are a group. And rows whose answers differ while one of the two has fewer than
+32 characters are none: a label or a number is not a near copy of another one. When instructions are compared, rows with
+one instruction stay or go together, save for equal answers.
 """
 
 from __future__ import annotations
@@ -157,16 +158,15 @@ def stand_in_of_equals(index: Index, rank: I64) -> I64:
 def near_clusters(index: Index, threshold: float, rank: I64, workers: Workers) -> tuple[Clusters, int]:
     """Clusters of the best rows of each text, and an upper bound of the pairs that were not compared."""
 
-    def differ(left: I64, right: I64) -> NDArray[np.bool_]:
+    def differ(left: I64, right: I64, similarity: F64) -> NDArray[np.bool_]:
         if index.key != "whole":
             return np.zeros(len(left), np.bool_)
-        same_instruction = index.instruction[left] == index.instruction[right]
-        shorter = np.minimum(index.answer_length[left], index.answer_length[right])
-        return (index.answer[left] != index.answer[right]) & (same_instruction | (shorter < SHORT_ANSWER))
+        return answers_differ(index, left, right, similarity, threshold)
 
     found = candidates(index, rows_per_band(threshold), workers)
-    pairs = found.pairs[found.similarity >= threshold]
-    pairs = pairs[~differ(*decode(pairs))]
+    similar = found.similarity >= threshold
+    pairs = found.pairs[similar]
+    pairs = pairs[~differ(*decode(pairs), found.similarity[similar])]
     uncompared = 0
     if found.buckets:
         labels = components(index.num_rows, *decode(pairs))
@@ -179,6 +179,20 @@ def near_clusters(index: Index, threshold: float, rank: I64, workers: Workers) -
         return jaccard(index.shingles, left, index.shingles, right)
 
     return cluster(index.num_rows, pairs, rank, threshold, differ, similarity), uncompared
+
+
+def answers_differ(index: Index, left: I64, right: I64, similarity: F64, threshold: float) -> NDArray[np.bool_]:
+    """Whether whole rows of this similarity are no duplicates, because their answers say something else.
+
+    With equal instructions, whose c shingles both share, the rest decides: (shared - c) / (united - c) < threshold.
+    """
+    sizes = index.shingles.lengths()
+    united = np.rint((sizes[left] + sizes[right]) / (1 + similarity))
+    shared = sizes[left] + sizes[right] - united
+    common = index.instruction_shingles[left].astype(np.int64)
+    apart = (index.instruction[left] == index.instruction[right]) & (shared - common < threshold * (united - common) - 1e-9)
+    short = np.minimum(index.answer_length[left], index.answer_length[right]) < SHORT_ANSWER
+    return (index.answer[left] != index.answer[right]) & (apart | short)
 
 
 def groups(index: Index, of: I64) -> I64:

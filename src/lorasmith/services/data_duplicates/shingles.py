@@ -70,7 +70,13 @@ class Ragged:
 
     def take(self, rows: NDArray[np.integer]) -> Ragged:
         """The texts of `rows`, in that order."""
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        return self.cut(self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows])
+
+    def first(self, counts: I64) -> Ragged:
+        """The first `counts[i]` values of each text."""
+        return self.cut(self.offsets[:-1], counts)
+
+    def cut(self, starts: I64, lengths: I64) -> Ragged:
         offsets = offsets_of(lengths)
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return Ragged(self.values[np.repeat(starts, lengths) + within], offsets)
@@ -200,6 +206,14 @@ def distinct(grams: Ragged) -> Ragged:
     return Ragged(values[first], before[offsets])
 
 
-def shingles_of(texts: Sequence[str], shingling: Shingling) -> Ragged:
-    """The set of shingles of each normalised text, ascending; a text without tokens has none."""
-    return distinct(grams(tokens_of(texts, shingling.unit).hashes, shingling.size, padded=True))
+def shingles_of(texts: Sequence[str], shingling: Shingling, beginnings: Sequence[int]) -> tuple[Ragged, I64]:
+    """The set of shingles of each normalised text, ascending, and how many of them end in its beginning.
+
+    `beginnings` holds the length of each text's beginning in characters. A text without tokens has no shingles.
+    """
+    tokens = tokens_of(texts, shingling.unit)
+    in_order = grams(tokens.hashes, shingling.size, padded=True)
+    begun = np.repeat(np.asarray(beginnings, np.int64), tokens.hashes.lengths())
+    tokens_before = np.append(0, np.cumsum(tokens.starts < begun))
+    counts = tokens_before[tokens.hashes.offsets[1:]] - tokens_before[tokens.hashes.offsets[:-1]]
+    return distinct(in_order), distinct(in_order.first(counts)).lengths()
