@@ -21,8 +21,8 @@ from lorasmith.services.data_duplicates.texts import KEYS, Key, Row, digest, nor
 
 VERSION = 1
 DESCRIPTION = "index.json"
-ROWS_AT_ONCE = 4096
-CHARACTERS_AT_ONCE = 1 << 20  # hashing a character takes about 60 bytes for a moment
+ROWS_AT_ONCE = 2048
+CHARACTERS_AT_ONCE = 1 << 20  # hashing a character takes about 40 bytes for a moment
 
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # little-endian values of one row
     "id": ("<i8", ()),

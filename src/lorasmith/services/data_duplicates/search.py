@@ -36,6 +36,7 @@ from lorasmith.services.data_duplicates.similarity import F64, decode, jaccard
 SHORT_ANSWER = 32  # characters
 COMPARISONS_IN_CROWDS = 20_000_000  # about 20 s
 FINDINGS_AT_ONCE = 65_536
+FEW_ROWS = 100_000  # decided within 2 s by one process, without starting others
 
 FindingKind = Literal["kept", "exact", "near"]
 
@@ -132,7 +133,7 @@ def decide(index: Index, threshold: float | None = 0.8, *, processes: int | None
     via = np.full(index.num_rows, -1)
     uncompared = 0
     if threshold is not None and index.num_rows:
-        with Workers(processes) as workers:
+        with Workers(processes if index.num_rows > FEW_ROWS else 1) as workers:
             clusters, uncompared = near_clusters(index, threshold, rank, workers)
         best = np.asarray(index.best)
         dropped = clusters.kept_of[best] != best

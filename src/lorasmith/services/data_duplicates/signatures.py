@@ -13,7 +13,7 @@ SEED = 0x10_5A_17
 REQUIRED_RECALL = 0.99
 MOST_ROWS_PER_BAND = 8
 LOWEST_THRESHOLD = 0.4
-BLOCK_ELEMENTS = 32_768  # 128 KiB of uint32: what is hashed 256 times stays in the second-level cache
+BLOCK_ELEMENTS = 65_536  # 256 KiB of uint32: what is hashed 256 times stays in the second-level cache
 
 Signatures = NDArray[np.uint16]
 
