@@ -167,7 +167,9 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--peer-rows", type=int, default=50_000)
     parser.add_argument("--alternations", type=int, default=3, help="ours and the peers by turns on the peers' rows")
-    parser.add_argument("--from", dest="source", type=Path, help="folder of texts to recombine (default: the starter's)")
+    parser.add_argument(
+        "--from", dest="source", type=Path, help="folder of texts to recombine (default: the starter's)"
+    )
     parser.add_argument("--work", nargs=3, metavar=("WHO", "CORPUS", "LEDGER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
@@ -198,12 +200,20 @@ def compare(folder: Path, arguments: argparse.Namespace) -> int:
     for peer, bar in (("datasketch", DATASKETCH_BAR), ("rensa", RENSA_BAR)):
         scaled = statistics.median(seconds[peer]) * rows / peer_rows
         scaling = f"{scaled:.0f} s (scaled from {peer_rows} rows)"
-        bars.append(Bar(f"{rows} rows beside {peer}", f"{whole['seconds']:.0f} s", scaling, scaled / whole["seconds"], bar))
+        bars.append(
+            Bar(f"{rows} rows beside {peer}", f"{whole['seconds']:.0f} s", scaling, scaled / whole["seconds"], bar)
+        )
     memory = whole["peak_gib"]
     bars += [
         Bar("peak memory in GiB", f"{memory:.2f}", "limit 3", memory, MEMORY_BAR_GIB, at_least=False),
         Bar("recall of planted pairs at 0.8", f"{recall:.4f}", "truth 1", recall, RECALL_BAR),
-        Bar(f"recall beside brute force on {BRUTE_FORCE_ROWS} rows", f"{brute_recall:.4f}", "truth 1", brute_recall, RECALL_BAR),
+        Bar(
+            f"recall beside brute force on {BRUTE_FORCE_ROWS} rows",
+            f"{brute_recall:.4f}",
+            "truth 1",
+            brute_recall,
+            RECALL_BAR,
+        ),
         Bar("precision beside brute force", f"{precision:.4f}", "truth 1", precision, 1.0),
     ]
     return close(bars)

@@ -62,7 +62,9 @@ def write_corpus(path: Path, num_rows: int, seed: int, folder: Path | None = Non
     pieces = clauses(folder)
     vocabulary = [word for piece in pieces for word in piece]
     planted = []
-    waiting: list[tuple[int, int, list[str], int]] = []  # due line, line of the original, its words, where the answer starts
+    waiting: list[
+        tuple[int, int, list[str], int]
+    ] = []  # due line, line of the original, its words, where the answer starts
     with path.open("w", encoding="utf-8") as file:
         for line in range(num_rows):
             if waiting and waiting[0][0] <= line:

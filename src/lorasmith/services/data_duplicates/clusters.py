@@ -42,9 +42,7 @@ def components(size: int, left: I64, right: I64) -> I64:
             label = above
 
 
-def cluster(
-    size: int, pairs: U64, rank: I64, threshold: float, differ: Differ, similarity: Similarity
-) -> Clusters:
+def cluster(size: int, pairs: U64, rank: I64, threshold: float, differ: Differ, similarity: Similarity) -> Clusters:
     """Clusters of linked positions; the one with the smallest rank is kept.
 
     A member that may not be a duplicate of the kept one, though it is linked through others, is left over, and the

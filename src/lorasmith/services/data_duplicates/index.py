@@ -24,23 +24,24 @@ DESCRIPTION = "index.json"
 ROWS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 1 << 20  # hashing a character takes about 40 bytes for a moment
 
-COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # little-endian values of one row
-    "id": ("<i8", ()),
-    "item": ("<u8", (2,)),  # digest of the text that is compared
-    "instruction": ("<u8", ()),
-    "answer": ("<u8", ()),
-    "answer_length": ("<u4", ()),  # characters, normalised
-    "text_length": ("<u4", ()),
-    "shingle_count": ("<u4", ()),
-    "instruction_shingles": ("<u4", ()),
-    "signature": ("<u2", (PERMUTATIONS,)),
-}
-SHINGLES = "shingle"
-BEST = "best"
+ROW = np.dtype(
+    [
+        ("id", "<i8"),
+        ("item", "<u8", (2,)),  # digest of the text that is compared
+        ("instruction", "<u8"),
+        ("answer", "<u8"),
+        ("answer_length", "<u4"),  # characters, normalised
+        ("text_length", "<u4"),
+        ("shingle_count", "<u4"),
+        ("instruction_shingles", "<u4"),
+    ]
+)
+ROWS, SIGNATURES, SHINGLES, BEST = "rows", "signatures", "shingles", "best"
 
 
 class Prepared(NamedTuple):
-    columns: dict[str, NDArray[Any]]
+    rows: NDArray[np.void]
+    signatures: Signatures
     shingles: U64
 
 
@@ -53,7 +54,6 @@ class Index:
     shingling: Shingling
     num_rows: int
     id: NDArray[np.int64]
-    item: U64
     instruction: U64
     answer: U64
     answer_length: NDArray[np.uint32]
@@ -87,15 +87,18 @@ def write_index(
     shingling = shingling or Shingling()
     with staged_folder(folder, replace=replace) as staging:
         num_rows = 0
-        with ExitStack() as files, Workers(processes) as workers, disk_errors(folder):
-            handles = {name: files.enter_context((staging / name).open("wb")) for name in [*COLUMNS, SHINGLES]}
+        with ExitStack() as stack, Workers(processes) as workers, disk_errors(folder):
+            row_file, signature_file, shingle_file = (
+                stack.enter_context((staging / name).open("wb")) for name in (ROWS, SIGNATURES, SHINGLES)
+            )
             for prepared in workers.map(partial(prepare, key=key, shingling=shingling), chunks(rows)):
-                for name, values in prepared.columns.items():
-                    values.tofile(handles[name])
-                prepared.shingles.tofile(handles[SHINGLES])
-                num_rows += len(prepared.columns["id"])
-        reject_repeated_ids(np.fromfile(staging / "id", np.int64))
-        best_of_items(staging).tofile(staging / BEST)
+                prepared.rows.tofile(row_file)
+                prepared.signatures.tofile(signature_file)
+                prepared.shingles.tofile(shingle_file)
+                num_rows += len(prepared.rows)
+        written = np.fromfile(staging / ROWS, ROW)
+        reject_repeated_ids(written["id"])
+        best_of_items(written).tofile(staging / BEST)
         description = {"version": VERSION, "key": key, "shingling": asdict(shingling), "num_rows": num_rows}
         write_json(staging / DESCRIPTION, {**description, "permutations": PERMUTATIONS, "seed": SEED})
     return open_index(folder)
@@ -111,29 +114,27 @@ def open_index(folder: Path) -> Index:
             hint="search again from the rows",
         )
     num_rows = int(description["num_rows"])
-    columns = {name: mapped(folder / name, dtype, (num_rows, *shape)) for name, (dtype, shape) in COLUMNS.items()}
-    offsets = offsets_of(columns["shingle_count"])
-    shingles = Ragged(mapped(folder / SHINGLES, "<u8", (int(offsets[-1]),)), offsets)
+    rows = mapped(folder / ROWS, ROW, (num_rows,))
+    offsets = offsets_of(rows["shingle_count"])
     return Index(
         folder=folder,
         key=description["key"],
         shingling=Shingling(**description["shingling"]),
         num_rows=num_rows,
-        id=columns["id"],
-        item=columns["item"],
-        instruction=columns["instruction"],
-        answer=columns["answer"],
-        answer_length=columns["answer_length"],
-        text_length=columns["text_length"],
-        instruction_shingles=columns["instruction_shingles"],
-        best=mapped(folder / BEST, "<i8", (num_rows,)),
-        signatures=columns["signature"],
-        shingles=shingles,
+        id=rows["id"],
+        instruction=rows["instruction"],
+        answer=rows["answer"],
+        answer_length=rows["answer_length"],
+        text_length=rows["text_length"],
+        instruction_shingles=rows["instruction_shingles"],
+        best=mapped(folder / BEST, np.dtype("<i8"), (num_rows,)),
+        signatures=mapped(folder / SIGNATURES, np.dtype("<u2"), (num_rows, PERMUTATIONS)),
+        shingles=Ragged(mapped(folder / SHINGLES, np.dtype("<u8"), (int(offsets[-1]),)), offsets),
     )
 
 
-def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+def mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
         raise InvalidData(
@@ -155,10 +156,10 @@ def best_first(answer_length: NDArray[np.uint32], text_length: NDArray[np.uint32
     return np.lexsort((-text_length.astype(np.int64), -answer_length.astype(np.int64)))  # stable, so earliest first
 
 
-def best_of_items(folder: Path) -> I64:
+def best_of_items(rows: NDArray[np.void]) -> I64:
     """For each row the position of the best row whose compared text is equal."""
-    item = np.fromfile(folder / "item", "<u8").reshape(-1, 2)
-    ranked = best_first(np.fromfile(folder / "answer_length", "<u4"), np.fromfile(folder / "text_length", "<u4"))
+    item = rows["item"]
+    ranked = best_first(rows["answer_length"], rows["text_length"])
     order = ranked[np.lexsort((item[ranked, 1], item[ranked, 0]))]
     begins = np.append(True, (item[order[1:]] != item[order[:-1]]).any(axis=1))[: len(order)]
     best = np.empty(len(order), np.int64)
@@ -181,27 +182,29 @@ def chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def compared_text(instruction: str, answer: str, key: Key) -> str:
     """The text that stands for a row. White space at the seam is one line break, whatever the texts are."""
-    return {"whole": f"{instruction}\n{answer}" if answer else instruction, "instruction": instruction, "answer": answer}[key]
+    return {
+        "whole": f"{instruction}\n{answer}" if answer else instruction,
+        "instruction": instruction,
+        "answer": answer,
+    }[key]
 
 
 def prepare(rows: Sequence[Row], key: Key, shingling: Shingling) -> Prepared:
-    """Columns and shingles of one chunk."""
+    """What the index holds of one chunk."""
     instructions = [normalised(row.instruction) for row in rows]
     answers = [normalised(row.answer) for row in rows]
     texts = [compared_text(*pair, key) for pair in zip(instructions, answers, strict=True)]
     shingles, instruction_shingles = shingles_of(texts, shingling, list(map(len, instructions)))
-    columns = {
-        "id": [row.id for row in rows],
-        "item": np.frombuffer(b"".join(map(digest, texts)), "<u8").reshape(-1, 2),
-        "instruction": short_digests(instructions),
-        "answer": short_digests(answers),
-        "answer_length": list(map(len, answers)),
-        "text_length": list(map(len, texts)),
-        "shingle_count": shingles.lengths(),
-        "instruction_shingles": instruction_shingles,
-        "signature": signatures_of(shingles),
-    }
-    return Prepared({name: np.asarray(columns[name], dtype) for name, (dtype, _) in COLUMNS.items()}, shingles.values)
+    prepared = np.empty(len(rows), ROW)
+    prepared["id"] = [row.id for row in rows]
+    prepared["item"] = np.frombuffer(b"".join(map(digest, texts)), "<u8").reshape(-1, 2)
+    prepared["instruction"] = short_digests(instructions)
+    prepared["answer"] = short_digests(answers)
+    prepared["answer_length"] = list(map(len, answers))
+    prepared["text_length"] = list(map(len, texts))
+    prepared["shingle_count"] = shingles.lengths()
+    prepared["instruction_shingles"] = instruction_shingles
+    return Prepared(prepared, signatures_of(shingles), shingles.values)
 
 
 def short_digests(texts: Sequence[str]) -> U64:

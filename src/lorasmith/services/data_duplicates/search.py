@@ -107,13 +107,13 @@ class Decision:
         return np.where(of == positions, 0, np.where(exact, 1, 2))
 
     def summary(self) -> Summary:
-        kinds = np.bincount(self.kinds(), minlength=3).tolist()
+        kept, exact, near = np.bincount(self.kinds(), minlength=3).tolist()
         recall = None
         if self.threshold is not None:
             recall = candidate_probability(self.threshold, rows_per_band(self.threshold))
         near_clusters = len(np.unique(self.index.best[self.of[self.kinds() == 2]]))
         in_groups = int((self.group >= 0).sum())
-        return Summary(self.index.num_rows, *kinds, near_clusters, in_groups, recall, self.uncompared_pairs)
+        return Summary(self.index.num_rows, kept, exact, near, near_clusters, in_groups, recall, self.uncompared_pairs)
 
 
 KINDS: tuple[FindingKind, ...] = ("kept", "exact", "near")
@@ -171,9 +171,7 @@ def near_clusters(index: Index, threshold: float, rank: I64, workers: Workers) -
     uncompared = 0
     if found.buckets:
         labels = components(index.num_rows, *decode(pairs))
-        links = link_crowd(
-            found.crowd, found.buckets, index.shingles, labels, threshold, differ, COMPARISONS_IN_CROWDS
-        )
+        links = link_crowd(found.crowd, found.buckets, index.shingles, labels, threshold, differ, COMPARISONS_IN_CROWDS)
         pairs, uncompared = np.union1d(pairs, links.pairs), links.uncompared
 
     def similarity(left: I64, right: I64) -> F64:
@@ -191,9 +189,11 @@ def answers_differ(index: Index, left: I64, right: I64, similarity: F64, thresho
     united = np.rint((sizes[left] + sizes[right]) / (1 + similarity))
     shared = sizes[left] + sizes[right] - united
     common = index.instruction_shingles[left].astype(np.int64)
-    apart = (index.instruction[left] == index.instruction[right]) & (shared - common < threshold * (united - common) - 1e-9)
+    apart = (index.instruction[left] == index.instruction[right]) & (
+        shared - common < threshold * (united - common) - 1e-9
+    )
     short = np.minimum(index.answer_length[left], index.answer_length[right]) < SHORT_ANSWER
-    return (index.answer[left] != index.answer[right]) & (apart | short)
+    return np.asarray((index.answer[left] != index.answer[right]) & (apart | short))
 
 
 def groups(index: Index, of: I64) -> I64:

@@ -91,7 +91,8 @@ class Tokens:
     ends: I64
 
 
-def offsets_of(lengths: NDArray[np.integer]) -> I64:
+def offsets_of(lengths: NDArray[np.integer] | NDArray[np.bool_]) -> I64:
+    """Where each of several lengths begins, and the end of the last: (n + 1,)."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets

@@ -31,9 +31,7 @@ def rows_per_band(threshold: float) -> int:
     if not LOWEST_THRESHOLD <= threshold <= 1:
         raise InvalidSpec(f"the similarity threshold must be between {LOWEST_THRESHOLD} and 1, got {threshold}")
     return max(
-        rows
-        for rows in range(1, MOST_ROWS_PER_BAND + 1)
-        if candidate_probability(threshold, rows) >= REQUIRED_RECALL
+        rows for rows in range(1, MOST_ROWS_PER_BAND + 1) if candidate_probability(threshold, rows) >= REQUIRED_RECALL
     )
 
 
@@ -45,7 +43,9 @@ def lowest_threshold(rows: int) -> float:
 
 def multipliers() -> NDArray[np.uint32]:
     """Odd factors: x -> factor * x modulo 2^32 is a permutation, and shingles are evenly spread already."""
-    return (mix(np.arange(SEED, SEED + PERMUTATIONS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+    return (mix(np.arange(SEED, SEED + PERMUTATIONS, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32) | np.uint32(
+        1
+    )
 
 
 def signatures_of(shingles: Ragged) -> Signatures:

@@ -18,7 +18,7 @@ LOW_32 = np.uint64(0xFFFFFFFF)
 def encode(left: NDArray[np.integer], right: NDArray[np.integer]) -> U64:
     """Pairs of positions as single numbers, the smaller position in the upper half."""
     first, second = np.minimum(left, right).astype(np.uint64), np.maximum(left, right).astype(np.uint64)
-    return (first << np.uint64(32)) | second
+    return np.asarray((first << np.uint64(32)) | second)
 
 
 def decode(pairs: U64) -> tuple[I64, I64]:
