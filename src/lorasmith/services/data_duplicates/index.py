@@ -92,13 +92,13 @@ def write_index(
                 stack.enter_context((staging / name).open("wb")) for name in (ROWS, SIGNATURES, SHINGLES)
             )
             for prepared in workers.map(partial(prepare, key=key, shingling=shingling), chunks(rows)):
-                prepared.rows.tofile(row_file)
-                prepared.signatures.tofile(signature_file)
-                prepared.shingles.tofile(shingle_file)
+                row_file.write(prepared.rows.tobytes())  # `tofile` hides that a disk is full
+                signature_file.write(prepared.signatures.tobytes())
+                shingle_file.write(prepared.shingles.tobytes())
                 num_rows += len(prepared.rows)
         written = np.fromfile(staging / ROWS, ROW)
         reject_repeated_ids(written["id"])
-        best_of_items(written).tofile(staging / BEST)
+        (staging / BEST).write_bytes(best_of_items(written).tobytes())
         description = {"version": VERSION, "key": key, "shingling": asdict(shingling), "num_rows": num_rows}
         write_json(staging / DESCRIPTION, {**description, "permutations": PERMUTATIONS, "seed": SEED})
     return open_index(folder)
