@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-
 from lorasmith.engine.lora.frozen import can_pack
 from lorasmith.engine.training.estimation.memory import Process, estimate_memory
 from lorasmith.engine.training.estimation.prediction import Prediction

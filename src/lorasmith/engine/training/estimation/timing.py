@@ -27,6 +27,7 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.checkpoints import Progress, save_checkpoint, trainable
 from lorasmith.engine.training.choices import Choices, choose_computation
 from lorasmith.engine.training.computation import Computation, PackedComputation
+from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.estimation.memory import Process, available_bytes, estimate_memory, prepared
 from lorasmith.engine.training.estimation.rehearsal import heap_growth
 from lorasmith.engine.training.estimation.shape import RunShape
@@ -117,7 +118,7 @@ def small_model(shape: RunShape, tokenizer: PreTrainedTokenizerBase, folder: Pat
     settings = shape.spec.training.model_copy(
         update={"prefix_cache_gb": 0, "memory": shape.memory, "compile": "on" if shape.compiled else "off"}
     )
-    choices, words = Choices(folder, report), Vocabulary(tokenizer, vocabulary)
+    choices, words = Choices(folder, report, Devices()), Vocabulary(tokenizer, vocabulary)
 
     def computed(model: PeftModel) -> Computation:
         return choose_computation(choices, model, words, settings, shape.precision, rows, report)  # type: ignore[arg-type]
