@@ -1,7 +1,8 @@
 """What rows gain from a shared beginning, and later epochs from frozen layers: our step against itself without.
 
-python benchmarks/prefixes.py [--repeats N]: JSON lines, one closing line per bar, exit 1 when short. Both are exact at
-dropout 0, which tests/engine/test_models_decoder.py and test_models_prefix_cache.py hold against PEFT.
+python benchmarks/prefixes.py [--repeats N] [--shared-shape S] [--frozen-shape S]: JSON lines, one closing line per bar,
+exit 1 when short. Both are exact at dropout 0, which tests/engine/test_models_decoder.py and test_models_prefix_cache.py
+hold against PEFT.
 
 Shared: 16 rows a step of 300 tokens, the first 180 of them the same; without any other cost than tokens the gain would be
 16 · 300 / (180 + 16 · 120) = 2.29. Frozen: adapters on the top quarter of the layers, epoch 2 against epoch 1 of 8 rows of
@@ -16,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,20 @@ from report import Bar, close, emit
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.engine.models.families import Decoder, read_decoder
+from lorasmith.engine.models.families import read_decoder
 from lorasmith.engine.models.precision import DTYPES, choose_precision
 from lorasmith.engine.models.prefix_cache import PrefixCache
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.training.computation import PackedComputation
 
 BENCHMARK = "prefixes"
-SHARED_BAR, FROZEN_BAR = 1.9, 0.4
+SHARED_BAR, FROZEN_BAR = 1.9, 2.5
 ALL_AT_ONCE = 8192  # tokens of a micro-batch
 
 
-def adapted_model(shape: str, **lora: Any) -> PeftModel:
+def adapted_model(values: workload.Config, **lora: Any) -> PeftModel:
     """Random weights in this machine's faster precision, with a fresh adapter."""
-    config = AutoConfig.for_model(**workload.SHAPES[shape])
+    config = AutoConfig.for_model(**values)
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config, dtype=DTYPES[choose_precision("auto")])
     settings = LoraConfig(
@@ -69,54 +71,46 @@ def step_seconds(computation: PackedComputation, rows: list[RenderedExample]) ->
     return time.perf_counter() - began
 
 
-def shared_bar(shape: str, repeats: int) -> Bar:
-    rows = make_rows(16, 300, 180, 120, workload.SHAPES[shape]["vocab_size"])
-    shared = PackedComputation(read_decoder(adapted_model(shape)), seed=0, micro_batch_tokens=ALL_AT_ONCE)
-    apart_decoder: Decoder = read_decoder(adapted_model(shape))
+def shared_seconds(shape: str, repeats: int) -> Iterator[tuple[float, float]]:
+    """Seconds of a step whose rows share their beginning, and of the same step without sharing."""
+    config = workload.SHAPES[shape]
+    rows = make_rows(16, 300, 180, 120, config["vocab_size"])
+    shared = PackedComputation(read_decoder(adapted_model(config)), seed=0, micro_batch_tokens=ALL_AT_ONCE)
+    apart_decoder = read_decoder(adapted_model(config))
     apart_decoder.rotary_by_length = True  # what keeps rows of such families apart
     apart = PackedComputation(apart_decoder, seed=0, micro_batch_tokens=ALL_AT_ONCE)
-    ratios, ours, peer = [], [], []
-    for repeat in range(repeats + 1):
-        seconds = {"shared": step_seconds(shared, rows), "apart": step_seconds(apart, rows)}
-        if repeat == 0:
-            continue  # allocates
-        emit(BENCHMARK, run="shared beginning", shape=shape, repeat=repeat, **seconds)
-        ours.append(seconds["shared"])
-        peer.append(seconds["apart"])
-        ratios.append(seconds["apart"] / seconds["shared"])
-    return Bar(
-        "shared beginning of 60 %",
-        f"{statistics.median(ours):.2f} s",
-        f"{statistics.median(peer):.2f} s (not shared)",
-        statistics.median(ratios),
-        SHARED_BAR,
-    )
+    for computation in (shared, apart):
+        step_seconds(computation, rows)  # allocates
+    for _ in range(repeats):
+        yield step_seconds(shared, rows), step_seconds(apart, rows)
 
 
-def frozen_bar(shape: str, repeats: int) -> Bar:
-    layers = workload.SHAPES[shape]["num_hidden_layers"]
-    rows = make_rows(8, 400, 0, 80, workload.SHAPES[shape]["vocab_size"])
-    decoder = read_decoder(adapted_model(shape, layers_to_transform=list(range(layers - layers // 4, layers))))
+def frozen_seconds(shape: str, repeats: int) -> Iterator[tuple[float, float]]:
+    """Seconds of epoch 2, which reads what the frozen layers computed, and of epoch 1, which computes and keeps it."""
+    config = workload.SHAPES[shape]
+    layers = config["num_hidden_layers"]
+    rows = make_rows(8, 400, 0, 80, config["vocab_size"])
+    top = list(range(layers - max(1, layers // 4), layers))
+    decoder = read_decoder(adapted_model(config, layers_to_transform=top))
     step_seconds(PackedComputation(decoder, seed=0, micro_batch_tokens=ALL_AT_ONCE), rows)  # allocates
-    ratios, first, second = [], [], []
-    for repeat in range(1, repeats + 1):
+    for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             lengths = [len(row.ids) for row in rows]
             cache = PrefixCache(Path(folder), lengths, decoder.embedding.shape[1], decoder.dtype, 10**10)
             computation = PackedComputation(decoder, seed=0, micro_batch_tokens=ALL_AT_ONCE, cache=cache)
-            seconds = {"epoch_1": step_seconds(computation, rows), "epoch_2": step_seconds(computation, rows)}
-        emit(BENCHMARK, run="frozen layers", shape=shape, repeat=repeat, **seconds)
-        first.append(seconds["epoch_1"])
-        second.append(seconds["epoch_2"])
-        ratios.append(seconds["epoch_2"] / seconds["epoch_1"])
-    return Bar(
-        "epoch 2 with the top quarter adapted",
-        f"{statistics.median(second):.2f} s",
-        f"{statistics.median(first):.2f} s (epoch 1)",
-        statistics.median(ratios),
-        FROZEN_BAR,
-        at_least=False,
-    )
+            first = step_seconds(computation, rows)
+            yield step_seconds(computation, rows), first
+
+
+def faster_bar(name: str, peer: str, shape: str, measured: Iterator[tuple[float, float]], bar: float) -> Bar:
+    """How many times as fast as `peer` the median pair of seconds is."""
+    pairs = []
+    for ours_s, peer_s in measured:
+        pairs.append((ours_s, peer_s))
+        emit(BENCHMARK, run=name, shape=shape, repeat=len(pairs), ours_s=ours_s, peer_s=peer_s)
+    ours_median, peer_median = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    ratio = statistics.median(peer_s / ours_s for ours_s, peer_s in pairs)
+    return Bar(name, f"{ours_median:.3g} s", f"{peer_median:.3g} s ({peer})", ratio, bar)
 
 
 def main() -> int:
@@ -126,7 +120,14 @@ def main() -> int:
     parser.add_argument("--frozen-shape", choices=workload.SHAPES, default="tinyllama-1.1b")
     options = parser.parse_args()
     retain_heap()
-    return close([shared_bar(options.shared_shape, options.repeats), frozen_bar(options.frozen_shape, options.repeats)])
+    shared = shared_seconds(options.shared_shape, options.repeats)
+    frozen = frozen_seconds(options.frozen_shape, options.repeats)
+    return close(
+        [
+            faster_bar("shared beginning of 60 %", "not shared", options.shared_shape, shared, SHARED_BAR),
+            faster_bar("top quarter adapted, epoch 2", "epoch 1", options.frozen_shape, frozen, FROZEN_BAR),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -76,6 +76,11 @@ def test_from_a_file_to_a_measured_exported_and_answering_adapter(lorasmith: Run
     assert lorasmith("adapters", "show", "painter").returncode == 3
 
 
+def heed_ctrl_c() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_saves_and_resume_goes_on(lorasmith: Run, rows: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lorasmith", "--home", str(tmp_path / "home"), "train", "--model", "starter"]
     long = [
@@ -88,7 +93,13 @@ def test_ctrl_c_saves_and_resume_goes_on(lorasmith: Run, rows: Path, tmp_path: P
         "--set",
         "training.num_epochs=4000",
     ]
-    with subprocess.Popen([*command, *long], stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        [*command, *long],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "train: step" in line:

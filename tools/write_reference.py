@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AliasChoices, BaseModel
@@ -121,8 +121,18 @@ def aliases(field: FieldInfo) -> list[str]:
 
 
 def allowed(field: FieldInfo) -> str:
-    bounds = [f"{sign} {getattr(bound, key):g}" for bound in field.metadata for key, sign in [BOUNDS[type(bound)]]]
-    return ", ".join([type_name(field.annotation), *bounds])
+    return bounded(field.annotation, field.metadata)
+
+
+def bounded(annotation: Any, metadata: Iterable[Any]) -> str:
+    """A type and its limits: `int, ≥ 1`."""
+    limits = [
+        f"{sign} {getattr(limit, key):g}"
+        for bound in metadata
+        for limit in (bound.metadata if isinstance(bound, FieldInfo) else [bound])
+        for key, sign in [BOUNDS[type(limit)]]
+    ]
+    return ", ".join([type_name(annotation), *limits])
 
 
 def type_name(annotation: Any) -> str:
@@ -131,8 +141,14 @@ def type_name(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) in (types.UnionType, Union):
         return " or ".join(type_name(kind) for kind in get_args(annotation) if kind is not type(None))
+    if get_origin(annotation) is Annotated:
+        kind, *metadata = get_args(annotation)
+        return bounded(kind, metadata)
     if get_origin(annotation) is list:
-        return "a list of names"
+        (item,) = get_args(annotation)
+        return f"a list of {'names' if item is str else type_name(item)}"
+    if get_origin(annotation) is dict:
+        return f"names to {type_name(get_args(annotation)[1])}"
     return "text" if annotation is str else str(annotation.__name__)
 
 
@@ -157,7 +173,8 @@ def shown(value: Any) -> str:
 
 
 def code(value: Any) -> str:
-    return "" if value is None else f"`{shown(value)}`"
+    """The value as it is written; an empty one is left out."""
+    return "" if value is None or value in ([], {}) else f"`{shown(value)}`"
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:

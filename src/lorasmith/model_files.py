@@ -12,14 +12,14 @@ from lorasmith.files import read_json
 from lorasmith.schemas.models import ModelFacts
 
 
-def check_model_folder(folder: Path) -> None:
-    """Raise `InvalidModel` naming what is missing: config, safetensors weights or tokenizer."""
+def check_model_folder(folder: Path, *, weights: bool = True) -> None:
+    """Raise `InvalidModel` naming what is missing: config, tokenizer or, if `weights` are needed, safetensors."""
     if not (folder / "config.json").is_file():
         raise InvalidModel(
             f"{folder} holds no config.json", hint="a model folder has config.json, tokenizer.json and *.safetensors"
         )
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
+    files = sorted(folder.glob("*.safetensors"))
+    if weights and not files:
         if list(folder.glob("*.bin")) or list(folder.glob("*.pt*")):
             raise InvalidModel(
                 f"{folder} has its weights in pickle files, which can run code when loaded",
@@ -27,13 +27,13 @@ def check_model_folder(folder: Path) -> None:
             )
         raise InvalidModel(f"{folder} holds no weights: expected *.safetensors", hint="was the download complete?")
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    if weights and index.is_file():
         missing = {name for name in read_json(index)["weight_map"].values() if not (folder / name).is_file()}
         if missing:
             raise InvalidModel(
                 f"{folder} lacks {sorted(missing)[0]}, which its index names", hint="was the download complete?"
             )
-    for path in weights:
+    for path in files:
         safetensors_header(path)
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         raise InvalidModel(f"{folder} holds no tokenizer: expected tokenizer.json")

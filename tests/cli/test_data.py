@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lorasmith.cli.context import Shell
-from lorasmith.cli.data import app, visible
+from lorasmith.cli.data import app
+from lorasmith.cli.data_view import visible
 from lorasmith.errors import InvalidSpec, LorasmithError, NotFound
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -95,8 +96,8 @@ def test_prepare_writes_the_folder_and_may_import_it(home: Path, tmp_path: Path)
     [
         (
             ["--format", "alpacca"],
-            "--format must be auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification or "
-            "summarization, got 'alpacca'; did you mean 'alpaca'?",
+            "--format must be auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification, "
+            "summarization, preference or kto, got 'alpacca'; did you mean 'alpaca'?",
         ),
         (["--split", "80/10/5"], "--split must be three shares that add up to 100, with some for train, got '80/10/5'"),
         (["--split", "80/20"], "--split must be three shares that add up to 100, with some for train, got '80/20'"),
@@ -122,7 +123,7 @@ def test_wrong_names_parts_and_fates_are_refused(home: Path) -> None:
         "--part must be train, val or test, got 'trian'; did you mean 'train'?"
     )
     assert error_of(home, "ledger", "support", "--fate", "reject").message == (
-        "--fate must be kept, exact_duplicate, rejected, got 'reject'; did you mean 'rejected'?"
+        "--fate must be kept, changed, cut, exact_duplicate, near_duplicate, leaks, rejected, got 'reject'; did you mean 'rejected'?"
     )
     error = error_of(home, "show", "suport")
     assert isinstance(error, NotFound)
@@ -171,6 +172,32 @@ def test_shares_may_be_fractions(home: Path) -> None:
         run(home, "import", SUPPORT, "--name", "support", "--split", "0.5/0.25/0.25", "--exact", "--json").stdout
     )
     assert imported["part_sizes"] == {"train": 6, "val": 3, "test": 3}
+
+
+def test_ledger_lines_are_chosen_by_flag_and_written_to_a_file(home: Path, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"input": "Mail?", "output": "ann@mail.org"}\n{"input": "b", "output": "c"}\n', encoding="utf-8")
+    assert "flags    personal-data 1\n" in run(home, "import", str(source), "--name", "rows").stdout
+    (line,) = json.loads(run(home, "ledger", "rows", "--flag", "personal-data", "--json").stdout)
+    assert line["flags"][0]["found"] == "an e-mail address at character 1"
+    run(home, "ledger", "rows", "--fate", "kept", "--output", str(tmp_path / "kept.jsonl"))
+    assert len((tmp_path / "kept.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert error_of(home, "ledger", "rows", "--flag", "secrets").message.endswith("did you mean 'secret'?")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--map", "output"], "--map must be field=column, got 'output'"),
+        (["--map", "outptu=a"], "--map names the field 'outptu', which no format has; did you mean 'output'?"),
+        (["--map", "output=a"], f"--map names the column 'a', which {SUPPORT} does not have"),
+        (["--mend", "quotes"], "--mend must be control-characters, mojibake, join-turns, got 'quotes'"),
+        (["--min-chars", "output"], "--min-chars must be field=characters, got 'output'"),
+        (["--tokenizer", "nobody"], "no model 'nobody'"),
+    ],
+)
+def test_wrong_checks_of_an_import_are_refused(home: Path, option: list[str], message: str) -> None:
+    assert error_of(home, "import", SUPPORT, "--name", "support", *option).message == message
 
 
 def test_data_cannot_steer_the_terminal() -> None:

@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from safetensors.torch import load_file
+
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.run import run
+from lorasmith.errors import Interrupted
 from lorasmith.schemas.data import Example, Message
 from lorasmith.schemas.jobs import JobOrder
 
@@ -38,3 +43,34 @@ def run_engine(folder: Path) -> dict[str, Any]:
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
     return [line["data"] for line in map(json.loads, lines) if line["type"] == kind]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of the adapter that a job made."""
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def stop_at_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the runs in this process to stop when they have logged that step."""
+
+    class Stops(Reporter):
+        def __call__(self, type: str, **data: Any) -> None:
+            super().__call__(type, **data)
+            if type == "step" and data["step"] == step:
+                self.stop_requested = True
+
+    monkeypatch.setattr("tests.engine.small_jobs.Reporter", Stops)
+
+
+def stop_and_resume(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="stopped after step 5"):
+        stop_at_step(5, patched)
+        run_engine(folder)
+    return run_engine(folder)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -80,3 +82,51 @@ def test_rows_over_the_limit_are_refused_with_the_ways_out(tokenizer: PreTrained
     with pytest.raises(InvalidSpec, match="1 of 2 rows are longer than 64 tokens; the longest, row 7, has ") as raised:
         render_part(tokenizer, [short, long], stops, max_tokens=64, too_long="error")
     assert "--set training.too_long=right, =left, =split or =drop" in str(raised.value.hint)
+
+
+# The tool parts of Qwen2.5's template.
+TOOL_TEMPLATE = """{%- if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif %}{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls or [] %}<tool_call>{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def tool_example() -> Example:
+    call = {"id": "1", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "sunny", "tool_call_id": "1"},
+        {"role": "assistant", "content": "Sunny."},
+    ]
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    return Example.model_validate({"id": "0", "group": "0", "row": 1, "messages": messages, "tools": tools})
+
+
+def test_calls_of_tools_are_rendered_by_the_template_and_trained(starter: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(starter)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    example = tool_example()
+    row = render_example(tokenizer, example, stop_ids(tokenizer))
+    call = '<tool_call>{"name": "weather", "arguments": {"city": "Bonn"}}</tool_call>'
+    assert trained_text(tokenizer, row) == f"{call}<|im_end|>Sunny.<|im_end|>"
+    turns = [message.for_template() for message in example.messages or []]
+    assert row.ids == tokenizer.apply_chat_template(turns, tools=example.tools, tokenize=True, return_dict=False)
+
+
+def test_a_template_that_leaves_calls_out_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InvalidSpec, match="row 1: the chat template does not render the call of 'weather'"):
+        render_example(tokenizer, tool_example(), stop_ids(tokenizer))
+
+
+def test_an_answer_of_weight_zero_is_read_and_not_trained(tokenizer: PreTrainedTokenizerBase) -> None:
+    example = conversation(("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2"))
+    whole = render_example(tokenizer, example, stop_ids(tokenizer))
+    assert example.messages is not None
+    example.messages[1].weight = 0
+    row = render_example(tokenizer, example, stop_ids(tokenizer))
+    assert row.ids == whole.ids
+    assert trained_text(tokenizer, row) == "2<|im_end|>"

@@ -33,32 +33,17 @@ from lorasmith.errors import Cancelled, Interrupted, InvalidData, InvalidModel, 
 from lorasmith.jobs.folder import write_request
 from lorasmith.schemas.data import Message
 from lorasmith.schemas.jobs import JobRequest
-from tests.engine.small_jobs import counting_examples, events, run_engine, write_examples
+from tests.engine.small_jobs import (
+    assert_same_bits,
+    counting_examples,
+    events,
+    run_engine,
+    stop_at_step,
+    weights,
+    write_examples,
+)
 
 Job = Callable[..., Path]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), name
-
-
-def stop_at_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the runs in this process to stop when they have logged that step."""
-
-    class Stops(Reporter):
-        def __call__(self, type: str, **data: Any) -> None:
-            super().__call__(type, **data)
-            if type == "step" and data["step"] == step:
-                self.stop_requested = True
-
-    monkeypatch.setattr("tests.engine.small_jobs.Reporter", Stops)
 
 
 def test_the_loss_is_that_of_transformers(qwen2_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -126,7 +111,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert [event["step"] for event in events(stopped, "resumed")] == [stop_after]
     assert resumed["training_loss"] == expected["training_loss"]
     assert resumed["validation_loss"] == expected["validation_loss"]
-    assert_same_weights(whole, stopped)
+    assert_same_bits(whole, stopped)
 
 
 def test_what_frozen_layers_compute_is_kept_while_the_run_can_go_on_and_removed_when_it_is_completed(
@@ -145,7 +130,7 @@ def test_what_frozen_layers_compute_is_kept_while_the_run_can_go_on_and_removed_
     run_engine(stopped)
     assert not (stopped / "prefix").exists()
     assert not (whole / "prefix").exists()
-    assert_same_weights(whole, stopped)
+    assert_same_bits(whole, stopped)
 
 
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(qwen2_folder: Path, training_job: Job) -> None:
@@ -165,7 +150,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(qwen2_folder: Path,
     (killed / "checkpoints" / "step-999999").mkdir()
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run([*command[:-1], str(whole)], check=True, capture_output=True)
-    assert_same_weights(whole, killed)
+    assert_same_bits(whole, killed)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -219,7 +204,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     run_engine(hurt)
     assert [event["text"] for event in events(hurt, "warning")] == [expected]
     assert [event["checkpoint"] for event in events(hurt, "resumed")] == [before.name]
-    assert_same_weights(whole, hurt)
+    assert_same_bits(whole, hurt)
     first, second = (load_file(whole_checkpoints(folder)[-1] / "state.safetensors") for folder in (whole, hurt))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not list((hurt / "checkpoints").glob(".staging-*"))

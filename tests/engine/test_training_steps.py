@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.training.batches import IGNORED, LENGTH_STEP, pad_batch, plan_steps
+from lorasmith.engine.training.guards import LEAST_NORMS, trouble
 from lorasmith.engine.training.schedule import (
     best_evaluation,
     evaluations_since_best,
@@ -85,3 +86,18 @@ def test_the_pad_id_never_reaches_the_loss() -> None:
     longer = RenderedExample("b", 2, [5, 6, 7, 8], [False, True, True, True])
     _, labels = pad_batch([row, longer], pad_id=6)
     assert torch.equal(labels[0, :4], torch.tensor([IGNORED, 6, IGNORED, IGNORED]))
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "norms", "reason"),
+    [
+        (math.nan, 1.0, [], "its loss is nan"),
+        (1.0, math.inf, [], "its gradient norm is inf"),
+        (9.0, 101.0, [1.0] * LEAST_NORMS, "its gradient norm is 101, 101 times the usual"),
+        (9.0, 99.0, [1.0] * LEAST_NORMS, None),
+        (9.0, 101.0, [1.0] * (LEAST_NORMS - 1), None),
+        (0.7, 101.0, [1.0] * LEAST_NORMS, None),  # a spike in what is known by heart, which clipping mends
+    ],
+)
+def test_a_step_is_in_trouble(loss: float, norm: float, norms: list[float], reason: str | None) -> None:
+    assert trouble(loss, norm, norms, first_loss=2.5) == reason

@@ -160,7 +160,7 @@ def test_a_completion_stays_a_text() -> None:
             "chatml",
             chatml(("asistant", "a")),
             "field `messages[0].role`: found 'asistant'; did you mean 'assistant'?, "
-            "expected one of system, user, assistant, tool",
+            "expected one of system, user, assistant, tool, developer, function",
         ),
         (
             "chatml",
@@ -201,12 +201,14 @@ def test_a_completion_stays_a_text() -> None:
         (
             "chatml",
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-            "field `messages[1].tool_calls`: found a list of 1, expected none: a call of a tool cannot be trained yet",
+            "field `messages[1].tool_calls[0]`: found an object with id, "
+            "expected an object with function: {name, arguments}",
         ),
         (
             "sharegpt",
             sharegpt(("human", "a"), ("bing", "b")),
-            "field `conversations[1].from`: found 'bing', expected one of system, user, assistant, tool, human, gpt",
+            "field `conversations[1].from`: found 'bing', expected one of system, user, assistant, tool, human, gpt, "
+            "function_call, observation",
         ),
         (
             "sharegpt",

@@ -149,7 +149,7 @@ def test_statistics_count_turns_characters_roles_and_unused_fields(tmp_path: Pat
     }
 
 
-@pytest.mark.skipif(not REAL_DATA.exists(), reason="the real data of the workplace is absent")
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="the real data is not beside the checkout")
 @pytest.mark.parametrize(
     ("name", "format", "num_rows"),
     [

@@ -40,7 +40,9 @@ def test_unknown_columns_are_listed_with_the_accepted_ones() -> None:
     with pytest.raises(InvalidData) as caught:
         detect_format([{"instuction": "a"}, {"respons": "b"}], file="a.csv")
     assert caught.value.message == (
-        "a.csv has the columns instuction, respons, expected one of: messages (chatml); conversations (sharegpt); "
+        "a.csv has the columns instuction, respons, expected one of: prompt + chosen + rejected (preference); "
+        "instruction + chosen + rejected (preference); input + preferred_output + non_preferred_output (preference); "
+        "chosen + rejected (preference); prompt + completion + label (kto); messages (chatml); conversations (sharegpt); "
         "task + execution (interactions); instruction + output (alpaca); input + output (chat); "
         "prompt + completion (chat); question + answer (chat); text + label (classification); "
         "text + category (classification); text + summary (summarization); text (completion); "

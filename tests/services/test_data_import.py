@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lorasmith.errors import Conflict, InvalidData, NotFound
+from lorasmith.errors import Conflict, Interrupted, InvalidData, NotFound
 from lorasmith.files import verify_manifest
-from lorasmith.schemas.data import DataImportSpec, Dataset, Fate
-from lorasmith.services import data
+from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Dataset, Fate
+from lorasmith.services import data, data_curation
+from lorasmith.services.data_curation import Progress, curate
+from lorasmith.services.data_import import import_dataset
+from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
 
@@ -24,7 +30,7 @@ def workbench(tmp_path: Path) -> Workbench:
 
 @pytest.fixture
 def support(workbench: Workbench) -> Dataset:
-    return data.import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
+    return import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
 
 
 def dataset_folders(workbench: Workbench) -> list[str]:
@@ -51,7 +57,7 @@ def test_stored_rows_leave_out_what_is_empty(workbench: Workbench, support: Data
 
 
 def test_the_same_import_again_gives_the_dataset_that_is_there(workbench: Workbench, support: Dataset) -> None:
-    again = data.import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
+    again = import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
     assert again == support
     assert dataset_folders(workbench) == [support.id]
 
@@ -60,13 +66,13 @@ def test_a_name_keeps_its_content(workbench: Workbench, support: Dataset, tmp_pa
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "a"}\n', encoding="utf-8")
     with pytest.raises(Conflict) as caught:
-        data.import_dataset(workbench, other, DataImportSpec(name="support", exact=True))
+        import_dataset(workbench, other, DataImportSpec(name="support", exact=True))
     assert caught.value.message == (
         f"there is already a dataset 'support', and it was made from other content than {other} has"
     )
     assert caught.value.hint == "choose another --name, or remove it first: lorasmith data rm support --yes"
     with pytest.raises(Conflict, match=r"'support', and it was made from .* with other options"):
-        data.import_dataset(workbench, SUPPORT, DataImportSpec(name="support"))
+        import_dataset(workbench, SUPPORT, DataImportSpec(name="support"))
     assert dataset_folders(workbench) == [support.id]
 
 
@@ -74,9 +80,9 @@ def test_equal_content_has_an_equal_digest_and_another_split_another(workbench: 
     copy = tmp_path / "copy.json"
     rows = [json.loads(line) for line in SUPPORT.read_text(encoding="utf-8").splitlines()]
     copy.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    first = data.import_dataset(workbench, SUPPORT, DataImportSpec(name="lines"))
-    same = data.import_dataset(workbench, copy, DataImportSpec(name="array"))
-    other = data.import_dataset(workbench, SUPPORT, DataImportSpec(name="salted", salt="another"))
+    first = import_dataset(workbench, SUPPORT, DataImportSpec(name="lines"))
+    same = import_dataset(workbench, copy, DataImportSpec(name="array"))
+    other = import_dataset(workbench, SUPPORT, DataImportSpec(name="salted", salt="another"))
     assert first.sha256 == same.sha256 != other.sha256
     assert first.source_sha256 == other.source_sha256 != same.source_sha256
 
@@ -85,7 +91,7 @@ def test_a_refused_file_leaves_nothing_behind(workbench: Workbench, tmp_path: Pa
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"input": "a", "output": "b"}\n{"input": "c"}\n', encoding="utf-8")
     with pytest.raises(InvalidData):
-        data.import_dataset(workbench, bad, DataImportSpec(name="bad"))
+        import_dataset(workbench, bad, DataImportSpec(name="bad"))
     assert data.list_datasets(workbench) == []
     assert dataset_folders(workbench) == []
 
@@ -102,7 +108,7 @@ def test_a_row_that_cannot_be_stored_leaves_no_folder(workbench: Workbench, supp
 
     racing = Workbench(**{**vars(workbench), "datasets": NoRows()})
     with pytest.raises(Conflict, match="there is already a dataset named 'support'"):
-        data.import_dataset(racing, SUPPORT, DataImportSpec(name="support"))
+        import_dataset(racing, SUPPORT, DataImportSpec(name="support"))
     assert dataset_folders(workbench) == [support.id]
 
 
@@ -121,7 +127,7 @@ def test_preview_gives_the_first_examples_of_a_part(workbench: Workbench, suppor
 def test_the_ledger_can_be_asked_for_one_fate(workbench: Workbench, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text('{"text": "a"}\n{"text": "a "}\n{"text": ""}\n{"text": "b"}\n', encoding="utf-8")
-    data.import_dataset(workbench, source, DataImportSpec(name="rows", max_rejected_share=0.3))
+    import_dataset(workbench, source, DataImportSpec(name="rows", max_rejected_share=0.3))
     assert [line.row for line in data.ledger_lines(workbench, "rows")] == [1, 2, 3, 4]
     (duplicate,) = data.ledger_lines(workbench, "rows", Fate.EXACT_DUPLICATE)
     assert (duplicate.row, duplicate.duplicate_of_row, duplicate.file) == (2, 1, "rows.jsonl")
@@ -139,3 +145,110 @@ def test_a_missing_file_of_a_dataset_is_named(workbench: Workbench, support: Dat
     with pytest.raises(NotFound) as caught:
         data.preview(workbench, "support")
     assert caught.value.message == f"the dataset 'support' is damaged: {path} is missing"
+
+
+class Stop:
+    """Presses Ctrl-C when so many rows are read."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.phases: list[tuple[str, int]] = []
+
+    def __call__(self, progress: Progress) -> None:
+        self.phases.append((progress.phase, progress.rows))
+        if progress.rows >= self.rows:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+def test_an_import_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(
+    workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(data_curation, "COMMIT_EVERY_S", 0)
+    rows = [{"input": f"question {n % 1800}", "output": "" if n % 300 == 7 else "yes"} for n in range(2500)]
+    path = tmp_path / name
+    if name == "rows.json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif name == "rows.csv":
+        path.write_text(
+            "input,output\n" + "".join(f"{row['input']},{row['output']}\n" for row in rows), encoding="utf-8"
+        )
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    whole = import_dataset(workbench, path, DataImportSpec(name="whole", max_rejected_share=0.1))
+    for rows_before in (1000, 2000):
+        with pytest.raises(Interrupted, match="no dataset 'parted' was made"):
+            import_dataset(workbench, path, DataImportSpec(name="parted", max_rejected_share=0.1), Stop(rows_before))
+    assert [dataset.name for dataset in data.list_datasets(workbench)] == ["whole"]
+    seen = Stop(10**9)
+    parted = import_dataset(workbench, path, DataImportSpec(name="parted", max_rejected_share=0.1), seen)
+    assert seen.phases[0] == ("continuing", 1500)
+    for file in ("train.jsonl", "val.jsonl", "test.jsonl", "ledger.jsonl"):
+        first, second = (workbench.path(dataset.folder) / file for dataset in (whole, parted))
+        assert first.read_bytes() == second.read_bytes()
+    assert (parted.sha256, parted.fates, parted.statistics) == (whole.sha256, whole.fates, whole.statistics)
+    assert dataset_folders(workbench) == sorted([whole.id, parted.id])
+
+
+def test_what_another_file_left_behind_is_not_continued(workbench: Workbench, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"text": "old {n}"}}\n' for n in range(600)), encoding="utf-8")
+    with pytest.raises(Interrupted):
+        import_dataset(workbench, path, DataImportSpec(name="rows"), Stop(500))
+    path.write_text('{"text": "new"}\n', encoding="utf-8")
+    dataset = import_dataset(workbench, path, DataImportSpec(name="rows"))
+    assert dataset.num_examples == 1
+    assert dataset_folders(workbench) == [dataset.id]
+
+
+def test_two_imports_of_one_name_do_not_meet(workbench: Workbench, tmp_path: Path) -> None:
+    folder = workbench.home / "datasets" / ".staging-import-support"
+    folder.mkdir(parents=True)
+    with ImportIndex(folder / data_curation.INDEX), pytest.raises(Conflict, match="another process is importing"):
+        import_dataset(workbench, SUPPORT, DataImportSpec(name="support"))
+    assert import_dataset(workbench, SUPPORT, DataImportSpec(name="support")).num_examples == 12
+
+
+def test_a_folder_of_files_is_one_dataset_with_the_parts_that_their_names_say(
+    workbench: Workbench, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    (folder / "test.csv").write_text("text\nc\na\n", encoding="utf-8")
+    dataset = import_dataset(workbench, folder, DataImportSpec(name="rows"))
+    assert dataset.part_sizes == {"train": 1, "val": 0, "test": 2}
+    assert [(line.file, line.line, line.fate.value) for line in data.ledger_lines(workbench, "rows")] == [
+        ("test.csv", 2, "kept"),
+        ("test.csv", 3, "kept"),
+        ("train.jsonl", 1, "exact_duplicate"),
+        ("train.jsonl", 2, "kept"),
+    ]
+
+
+def test_the_ledger_can_be_saved(workbench: Workbench, support: Dataset, tmp_path: Path) -> None:
+    data.save_ledger(data.ledger_lines(workbench, "support"), tmp_path / "out.jsonl")
+    stored = workbench.path(support.folder) / "ledger.jsonl"
+    assert (tmp_path / "out.jsonl").read_bytes() == stored.read_bytes()
+
+
+lines = st.lists(
+    st.sampled_from(
+        [b'{"text": "a"}', b'{"text": "b "}', b'{"text": " b"}', b'{"text": ""}', b"{broken", b"\xff", b"", b"  "]
+    )
+)
+
+
+@given(lines)
+@settings(max_examples=60, deadline=None)
+def test_the_fates_add_up_to_the_lines_in_the_raw_bytes(written: list[bytes]) -> None:
+    content = b"\n".join([b'{"text": "first"}', *written])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_bytes(content)
+        curated = curate(path, DataPreparationSpec(max_rejected_share=1.0))
+    expected = [number for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
+    assert [line.line for line in curated.ledger] == expected
+    assert sum(curated.fates().values()) == len(expected)
+    texts = {json.loads(line)["text"].strip() for line in content.split(b"\n") if line.strip().endswith(b'"}')} - {""}
+    assert len(curated.examples) == curated.fates()[Fate.KEPT] == len(texts)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lorasmith.errors import InvalidData, NotFound
-from lorasmith.services.data_reading import read_rows
+from lorasmith.services import data_json
+from lorasmith.services.data_reading import Source, read_rows
+from lorasmith.services.data_rows import RawRow
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -152,12 +159,6 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
             'input,output\na,"b\nc,d\n',
             "a.csv:2: broken CSV in the row that begins here: unexpected end of data",
         ),
-        (
-            "a.csv",
-            "input;output\na;b\n",
-            "a.csv:1: the header is 'input;output', separated by semicolons, expected commas",
-        ),
-        ("a.csv", "input\toutput\n", "a.csv:1: the header is 'input\\toutput', separated by tabs, expected commas"),
         ("a.csv", "text,text\na,b\n", "a.csv:1: the header names 'text' more than once, expected unique names"),
         (
             "a.jsonl",
@@ -165,15 +166,20 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
             "a.jsonl:2: found the byte 0xe9, which is not UTF-8, expected UTF-8 text",
         ),
         (
-            "a.csv",
-            "text\nfine".encode("utf-16"),
-            "a.csv:1: found the byte 0xff, which is not UTF-8, expected UTF-8 text",
+            "a.jsonl",
+            '{"text": "a"}'.encode("utf-16"),
+            "a.jsonl:1: found the byte 0xff, which is not UTF-8, expected UTF-8 text",
         ),
         (
-            "a.parquet",
-            b"PAR1",
-            "a.parquet has the extension '.parquet', expected a JSON array (.json), JSON Lines (.jsonl, .ndjson) "
-            "or CSV (.csv), plain or with .gz",
+            "a.csv",
+            b"text\n\xcf\xf0\xe8\xe2\xe5\xf2\n",
+            "a.csv:2: found the byte 0xcf, which is not UTF-8, expected UTF-8 text",
+        ),
+        (
+            "a.docx",
+            b"PK",
+            "a.docx has the extension '.docx', expected a JSON array (.json), JSON Lines (.jsonl, .ndjson) or CSV "
+            "(.csv, .tsv), plain or with .gz or .zst, or Parquet",
         ),
         ("a.jsonl.gz", b"\x1f\x8b\x08 cut off", "a.jsonl.gz is not a whole gzip file: "),
     ],
@@ -196,8 +202,113 @@ def test_the_hint_names_the_way_out(tmp_path: Path, name: str, content: str | by
     assert error_of(write(tmp_path, name, content)).hint == hint
 
 
-def test_a_folder_is_refused(tmp_path: Path) -> None:
-    assert error_of(tmp_path).message.startswith(f"{tmp_path} is a folder, expected a file: a JSON array (.json)")
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "notes.txt", "hello")
+    assert error_of(tmp_path).message.startswith(f"{tmp_path} is a folder without a file to import, expected a JSON")
+
+
+def test_a_folder_gives_the_rows_of_its_files_by_name_and_each_file_its_part(tmp_path: Path) -> None:
+    write(tmp_path, "test.csv", "text\nthree\n")
+    write(tmp_path, "data-00.jsonl", '{"text": "one"}\n\n{"text": "two"}\n')
+    (tmp_path / "validation").mkdir()
+    write(tmp_path / "validation", "rows.json", '[{"text": "four"}]')
+    write(tmp_path, ".hidden.jsonl", "{")
+    rows = list(read_rows(tmp_path))
+    assert [(row.number, row.file, row.line, row.part) for row in rows] == [
+        (1, "data-00.jsonl", 1, None),
+        (2, "data-00.jsonl", 3, None),
+        (3, "test.csv", 2, "test"),
+        (4, "validation/rows.json", 1, "val"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "values", "notes"),
+    [
+        ("a.csv", "input;output\na;b,c\n", {"input": "a", "output": "b,c"}, ["separated by semicolons"]),
+        ("a.csv", "sep=|\ninput|output\na|b\n", {"input": "a", "output": "b"}, ["separated by bars"]),
+        ("a.tsv", "input\toutput\na\tb\n", {"input": "a", "output": "b"}, []),
+        ("a.csv", "text\nfine".encode("utf-16"), {"text": "fine"}, ["encoding UTF-16 by its byte-order mark"]),
+        ("a.csv", b"a,b;c\nx,y;z\n", {"a": "x", "b;c": "y;z"}, []),
+        (
+            "a.csv",
+            "text,label\nun café crème,gut\n".encode("windows-1252"),
+            {"text": "un café crème", "label": "gut"},
+            ["encoding windows-1252, because the byte 0xe9 on line 2 is not UTF-8"],
+        ),
+    ],
+)
+def test_separator_and_encoding_of_csv_are_found_and_said(
+    tmp_path: Path, name: str, content: str | bytes, values: dict[str, str], notes: list[str]
+) -> None:
+    source = Source.open(write(tmp_path, name, content))
+    (row,) = source.rows()
+    assert isinstance(row, RawRow)
+    assert (row.values, source.notes) == (values, notes)
+
+
+def test_an_encoding_may_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "text\nПривет\n".encode("windows-1251"))
+    assert "--encoding" in str(error_of(path).hint)
+    (row,) = Source.open(path, "windows-1251").rows()
+    assert isinstance(row, RawRow)
+    assert row.values == {"text": "Привет"}
+
+
+def test_a_broken_line_among_good_ones_is_one_broken_row(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", b'{"text": "a"}\n{"text": \n[1]\n\xff\n{"text": "b"}\n')
+    rows = list(Source.open(path).rows())
+    assert [(row.number, row.line, type(row).__name__) for row in rows] == [
+        (1, 1, "RawRow"),
+        (2, 2, "BrokenRow"),
+        (3, 3, "BrokenRow"),
+        (4, 4, "BrokenRow"),
+        (5, 5, "RawRow"),
+    ]
+
+
+def test_rows_may_be_passed_over_to_go_on_where_an_import_stopped(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", "".join(f'{{"text": "{n}"}}\n' for n in range(5)))
+    assert [row.number for row in Source.open(path).rows(skip=3)] == [4, 5]
+
+
+values_of_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=5), values_of_json, max_size=3), min_size=1
+    ),
+    st.sampled_from([None, 0, 2]),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_document_read_in_tiny_pieces_is_the_document(rows: list[dict[str, Any]], indent: int | None) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_json, "CHUNK", 7)
+        path = Path(folder) / "a.json"
+        for document in (rows, {"version": {"a": 1}, "rows": rows, "next": None}):
+            text = json.dumps(document, indent=indent, ensure_ascii=False)
+            path.write_text(text, encoding="utf-8")
+            read = list(data_json.json_rows(path, lambda position: None))
+            assert [row.values for row in read if isinstance(row, RawRow)] == rows
+            with pytest.raises(InvalidData):
+                path.write_text(text[:-1], encoding="utf-8")
+                list(data_json.json_rows(path, lambda position: None))
+
+
+def test_an_error_far_into_a_document_names_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_json, "CHUNK", 16)
+    rows = "".join(f'{{"text": "{n}"}},\n' for n in range(100))
+    found = error_of(write(tmp_path, "a.json", f"[{rows}{{'text': 1}}]")).message
+    assert found.startswith(
+        f"{tmp_path}/a.json:101: broken JSON at column 2: Expecting property name enclosed in double"
+    )
 
 
 def test_a_packed_file_has_the_rows_of_the_plain_one(tmp_path: Path) -> None:

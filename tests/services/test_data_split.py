@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,25 @@ from hypothesis import strategies as st
 
 from lorasmith.errors import InvalidData
 from lorasmith.schemas.data import DataPreparationSpec, Example, Part
-from lorasmith.services.data_split import exact_counts, group_position, split_examples
+from lorasmith.services.data_index import ImportIndex
+from lorasmith.services.data_split import assign_parts, exact_counts, group_position
+
+
+@dataclass(frozen=True)
+class Split:
+    part_of_row: dict[int, Part]
+    note: str | None
+
+
+def split_examples(examples: list[Example], pinned: dict[int, Part], spec: DataPreparationSpec) -> Split:
+    """What an import does with its index, and where each row then falls."""
+    with ImportIndex() as index:
+        for example in examples:
+            position = group_position(example.group, spec.salt)
+            index.add_to_group(example.group, position, pinned.get(example.row))
+        note = assign_parts(index, Counter(pinned.values()), spec)
+        parts = {example.row: pinned.get(example.row) or index.part_of(example.group) for example in examples}
+        return Split(parts, note)
 
 
 def examples_with(groups: Iterable[str]) -> list[Example]:

@@ -7,7 +7,7 @@ import pytest
 from lorasmith.errors import InvalidSpec, MissingExtra, NotFound
 from lorasmith.schemas.data import DataImportSpec
 from lorasmith.schemas.training import PRESETS, TrainingSettings
-from lorasmith.services.data import import_dataset
+from lorasmith.services.data_import import import_dataset
 from lorasmith.services.specs import merge, parse_assignments
 from lorasmith.services.training import build_spec, start_training
 from lorasmith.services.workbench import Workbench

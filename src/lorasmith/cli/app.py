@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lorasmith.cli import adapters, data, demo, doctor, evaluation, jobs, models, serving, training
+from lorasmith.cli import adapters, data, demo, doctor, estimation, evaluation, jobs, models, serving, training
 from lorasmith.cli.context import Shell
 from lorasmith.cli.output import console_err
 from lorasmith.errors import LorasmithError
@@ -72,6 +72,7 @@ def root(
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.command("estimate")(estimation.estimate)
 app.command("train")(training.train)
 app.command("eval")(evaluation.evaluate)
 app.add_typer(adapters.app, name="adapters")

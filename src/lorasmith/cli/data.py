@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lorasmith.cli.context import open_workbench
+from lorasmith.cli.data_options import (
+    FORMATS,
+    import_spec,
+    known_fate,
+    known_finding,
+    known_format,
+    known_part,
+    limits,
+    preparation_spec,
+    row_range,
+)
+from lorasmith.cli.data_view import counts, show_example, show_fields, sizes, summary, visible, why
 from lorasmith.cli.output import hint, print_json, print_table
-from lorasmith.errors import InvalidSpec, did_you_mean
-
-if TYPE_CHECKING:
-    from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Dataset, Example, Fate, Part
+from lorasmith.errors import InvalidSpec
 
 app = typer.Typer(help="Import, show and prepare datasets", no_args_is_help=True)
 
-FORMATS = "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification or summarization"
 POLICIES = "error, drop, left, right or split"
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON, JSON Lines or CSV file")]
+File = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE", help="JSON, JSON Lines, CSV or Parquet file, a folder of them, a saved dataset or hub id"
+    ),
+]
+MENDS = "control-characters, mojibake or join-turns"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset")]
 Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
 Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
@@ -40,18 +52,42 @@ def import_(
     exact: Annotated[bool, typer.Option("--exact", help="Make the shares exact, for a small set")] = False,
     salt: Salt = "lorasmith",
     max_rejected: MaxRejected = 0.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first finding")] = False,
+    map: Annotated[list[str] | None, typer.Option("--map", help="Columns: instruction=question,output=answer")] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Encoding of a CSV file")] = None,
+    mend: Annotated[list[str] | None, typer.Option("--mend", help=f"Change instead of flag: {MENDS}")] = None,
+    reject: Annotated[list[str] | None, typer.Option("--reject", help="Reject rows with a finding, by name")] = None,
+    min_chars: Annotated[list[str] | None, typer.Option("--min-chars", help="Least length: output=3")] = None,
+    max_chars: Annotated[list[str] | None, typer.Option("--max-chars", help="Greatest length: output=8000")] = None,
+    language: Annotated[list[str] | None, typer.Option("--language", help="Flag answers in another, as en")] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Flag rows over this model's context")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import a file as a dataset with train, val and test parts"""
-    from lorasmith.services.data import import_dataset
+    from lorasmith.cli.data_progress import ImportView
+    from lorasmith.services.data_import import import_dataset
+    from lorasmith.services.data_mapping import parse_mapping
 
-    spec = import_spec(name, format, split, exact, salt, max_rejected)
-    dataset = import_dataset(open_workbench(context), file, spec)
+    checks = {
+        "strict": strict,
+        "column_map": parse_mapping(map or []),
+        "encoding": encoding,
+        "mend": mend or [],
+        "reject": reject or [],
+        "min_chars": limits("--min-chars", min_chars or []),
+        "max_chars": limits("--max-chars", max_chars or []),
+        "languages": language or [],
+        "tokenizer": tokenizer,
+    }
+    spec = import_spec(name, format, split, exact, salt, max_rejected, checks)
+    with ImportView() as view:
+        dataset = import_dataset(open_workbench(context), file, spec, view)
     if as_json:
         print_json(dataset.model_dump(mode="json"))
     else:
         show_fields(summary(dataset))
-    hint(f"next: lorasmith train --model starter --data {dataset.name} --preset tiny")
+    if dataset.kind == "sft":
+        hint(f"next: lorasmith train --model starter --data {dataset.name} --preset tiny")
 
 
 @app.command("list")
@@ -171,19 +207,52 @@ def remove(
 def ledger(
     context: typer.Context,
     name: Name,
-    fate: Annotated[str | None, typer.Option("--fate", help="kept, exact_duplicate or rejected")] = None,
+    fate: Annotated[str | None, typer.Option("--fate", help="Lines of one fate, such as rejected")] = None,
+    flag: Annotated[str | None, typer.Option("--flag", help="Lines with one finding, such as secret")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines to this file instead")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what became of each input row"""
-    from lorasmith.services.data import ledger_lines
+    from lorasmith.services.data import ledger_lines, save_ledger
 
-    lines = ledger_lines(open_workbench(context), name, known_fate(fate))
+    lines = ledger_lines(open_workbench(context), name, known_fate(fate), known_finding(flag))
+    if output is not None:
+        save_ledger(lines, output)
+        hint(f"written to {output}")
+        return
     if as_json:
         print_json([line.model_dump(mode="json", exclude_none=True) for line in lines])
         return
-    columns = ("row", "line", "fate", "part", "example", "reason")
-    rows = ([line.row, line.line, line.fate, line.part, line.example_id, line.reason] for line in lines)
+    columns = ("row", "file", "line", "fate", "part", "example", "reason")
+    rows = ([line.row, line.file, line.line, line.fate, line.part, line.example_id, why(line)] for line in lines)
     print_table(columns, (["" if value is None else visible(str(value)) for value in row] for row in rows))
+
+
+@app.command()
+def convert(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a dataset, or a file, as in import")],
+    to: Annotated[str, typer.Option("--to", help="Row format to write, as in import --format")],
+    output: Annotated[Path, typer.Option("--output", help="File to write: .jsonl, .json, .csv or .parquet")],
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="Leave out rows that the format cannot hold")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write rows in another format"""
+    from lorasmith.services.data_writing import convert_rows
+
+    workbench = open_workbench(context)
+    result = convert_rows(workbench, source, known_format(to), output, leave_out=leave_out, force=force)
+    if as_json:
+        print_json({"output": str(output), "written": result.written, "left_out": result.left_out})
+        return
+    show_fields(
+        {
+            "file": str(output),
+            "rows": str(result.written),
+            **{f"left out: {why}": str(count) for why, count in result.left_out.items()},
+        }
+    )
 
 
 @app.command()
@@ -225,134 +294,3 @@ def prepare(
         if name
         else "next: the same with --name NAME, to train"
     )
-
-
-def preparation_spec(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataPreparationSpec:
-    from lorasmith.schemas.data import DataPreparationSpec
-
-    return DataPreparationSpec.model_validate(checked_options(format, split, exact, salt, max_rejected))
-
-
-def import_spec(name: str, format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataImportSpec:
-    from pydantic import ValidationError
-
-    from lorasmith.schemas.data import DataImportSpec
-
-    options = checked_options(format, split, exact, salt, max_rejected)
-    try:
-        return DataImportSpec.model_validate({"name": name, **options})
-    except ValidationError:
-        raise InvalidSpec(
-            f"--name must be 1 to 64 letters, digits, dots, dashes or underscores, and begin with a letter or digit, "
-            f"got {name!r}",
-            hint="--name support-v1",
-        ) from None
-
-
-def checked_options(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> dict[str, Any]:
-    from lorasmith.schemas.data import DatasetFormat
-
-    formats = ["auto", *(format.value for format in DatasetFormat)]
-    if format not in formats:
-        raise InvalidSpec(f"--format must be {FORMATS}, got {format!r}{did_you_mean(format, formats)}")
-    if not 0 <= max_rejected <= 1:
-        raise InvalidSpec(
-            f"--max-rejected must be a share from 0 to 1, got {max_rejected:g}", hint="--max-rejected 0.05"
-        )
-    shares = parse_split(split)
-    return {"format": format, "split": shares, "exact": exact, "salt": salt, "max_rejected_share": max_rejected}
-
-
-def parse_split(text: str) -> tuple[float, ...]:
-    """`80/10/10` or `0.8/0.1/0.1` as shares of 1; train must get some."""
-    try:
-        numbers = [float(number) for number in text.split("/")]
-    except ValueError:
-        numbers = []
-    total = sum(numbers)
-    adds_up = min(abs(total - 1), abs(total - 100)) <= 1e-6  # false for a nan
-    if len(numbers) != 3 or min(numbers) < 0 or numbers[0] <= 0 or not adds_up:
-        raise InvalidSpec(
-            f"--split must be three shares that add up to 100, with some for train, got {text!r}",
-            hint="--split 80/10/10",
-        )
-    return tuple(number / total for number in numbers)
-
-
-def known_part(text: str) -> Part:
-    from lorasmith.schemas.data import PARTS
-
-    for part in PARTS:
-        if part == text:
-            return part
-    raise InvalidSpec(f"--part must be train, val or test, got {text!r}{did_you_mean(text, PARTS)}")
-
-
-def row_range(row: int | None, rows: str | None) -> tuple[int, int] | None:
-    """`--row 3` or `--rows 1-5` as first and last row."""
-    if row is not None and rows is not None:
-        raise InvalidSpec("give --row or --rows, not both")
-    if rows is None:
-        return None if row is None else (row, row)
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", rows.strip())
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= first <= last:
-        raise InvalidSpec(
-            f"--rows must be two row numbers from 1 up, the first not above the last, got {rows!r}", hint="--rows 1-5"
-        )
-    return first, last
-
-
-def known_fate(text: str | None) -> Fate | None:
-    from lorasmith.schemas.data import Fate
-
-    if text is None:
-        return None
-    fates = [fate.value for fate in Fate]
-    if text not in fates:
-        raise InvalidSpec(f"--fate must be {', '.join(fates)}, got {text!r}{did_you_mean(text, fates)}")
-    return Fate(text)
-
-
-def summary(dataset: Dataset) -> dict[str, str]:
-    from lorasmith.schemas.data import PARTS
-
-    fields = {
-        "dataset": dataset.name,
-        "format": f"{dataset.format}, because {dataset.format_reason}",
-        "parts": ", ".join(f"{part} {dataset.part_sizes[part]}" for part in PARTS),
-        "rows": counts(dataset.fates),
-    }
-    if dataset.statistics.get("ignored_fields"):
-        fields["not used"] = counts(dataset.statistics["ignored_fields"])
-    if dataset.statistics.get("split_note"):
-        fields["note"] = dataset.statistics["split_note"]
-    return fields
-
-
-def sizes(dataset: Dataset) -> list[str]:
-    return [str(size) for size in dataset.part_sizes.values()]
-
-
-def counts(values: dict[Any, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in values.items())
-
-
-def show_fields(fields: dict[str, str]) -> None:
-    width = max(map(len, fields))
-    for name, value in fields.items():
-        typer.echo(f"{name:<{width}}  {visible(value)}")
-
-
-def show_example(example: Example) -> None:
-    typer.echo(f"row {example.row}, example {example.id}")
-    if example.messages is None:
-        typer.echo(f"  text: {visible(example.text or '')}")
-    for message in example.messages or ():
-        typer.echo(f"  {message.role}: {visible(message.content)}")
-    typer.echo()
-
-
-def visible(text: str) -> str:
-    """The text with control and bidi characters spelled out: data must not steer the terminal that shows it."""
-    return STEERING.sub(lambda match: ascii(match[0])[1:-1], text)

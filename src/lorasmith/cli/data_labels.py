@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from lorasmith.cli.data import visible
+from lorasmith.cli.data_view import visible
 from lorasmith.cli.output import console_out, hint, print_json
 from lorasmith.errors import InvalidSpec
 

@@ -31,6 +31,7 @@ def demo(context: typer.Context) -> None:
     out.print(escape(shown.example.prompt_messages()[-1].content))
     for name, text in shown.answers.items():
         out.print(f"\n[bold]{escape(name)}[/bold]\n{escape(text.strip())}")
+    out.print(f"\n[bold]the right answer[/bold]\n{escape(shown.example.answer())}")
     out.print("\n[bold]Files[/bold]")
     files = {
         "adapter (PEFT)": shown.adapter_folder,

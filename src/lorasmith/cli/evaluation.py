@@ -30,6 +30,12 @@ def evaluate(
     shots: Annotated[int, typer.Option(help="Examples in the prompt of the extra base condition; 0 leaves it out")] = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer")] = 160,
     batch_size: Annotated[int, typer.Option(help="Prompts answered together")] = 64,
+    quantization: Annotated[
+        str, typer.Option(help="none, nf4, fp4 or int8: measure on the base in fewer bits")
+    ] = "none",
+    double_quantization: Annotated[
+        bool, typer.Option(help="With nf4 and fp4, quantise the scales of blocks too")
+    ] = True,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap")] = 0,
     metrics: Annotated[
@@ -52,6 +58,8 @@ def evaluate(
         "shots": shots,
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
+        "quantization": quantization,
+        "double_quantization": double_quantization,
         "resamples": resamples,
         "seed": seed,
         "metrics": metrics,

@@ -19,6 +19,8 @@ PHASES = {
     "tokenize": "tokenizing",
     "train": "training",
     "save": "saving",
+    "rehearse": "rehearsing the memory of steps",
+    "measure": "measuring a few layers",
 }
 LINE_EVERY_S = 10.0
 
@@ -70,6 +72,8 @@ class JobView:
             self.show(
                 f"{data['condition']}: {data['done']} of {data['total']}", data["done"], data["total"], important=last
             )
+        elif event.type == "rows":
+            self.print_rows(data)
         elif event.type in ("note", "warning"):
             self.print(f"{event.type}: {data['text']}")
         elif event.type == "resumed":
@@ -83,6 +87,16 @@ class JobView:
             f"step {data['step']}/{data['total_steps']} · loss {data['loss']:.3f}{validation} · "
             f"{data['tokens_per_s']:,.0f} tokens/s · {duration(data['eta_s'])} left"
         )
+
+    def print_rows(self, data: dict[str, int]) -> None:
+        """How many rows train, and what became of those that were too long."""
+        counts = [
+            f"{data['train']:,} rows with {data['tokens']:,} tokens, {data['trained_tokens'] / data['tokens']:.0%} of them trained"
+        ]
+        counts += [f"{data[fate]:,} rows too long: {fate}" for fate in ("dropped", "cut", "split") if data[fate]]
+        if data["validation_dropped"]:
+            counts.append(f"{data['validation_dropped']:,} validation rows too long: dropped")
+        self.print(" · ".join(counts))
 
     def show(
         self, facts: str, done: float | None = None, total: float | None = None, *, important: bool = False

@@ -22,6 +22,7 @@ STAGES = {
     JobKind.EXPORT: "lorasmith.engine.adapters.export",
     JobKind.GENERATION: "lorasmith.engine.serving.run",
     JobKind.LABELS: "lorasmith.engine.data.labels",
+    JobKind.ESTIMATE: "lorasmith.engine.training.estimation.run",
 }
 
 

@@ -55,6 +55,21 @@ class Reporter:
         signal.signal(signal.SIGTERM, ask)
 
 
+class SilentReporter(Reporter):
+    """For a process of a job that another one speaks for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / EVENTS
+        self.stop_requested = False
+        self.stop = Interrupted
+
+    def __call__(self, type: str, **data: Any) -> None:
+        pass
+
+    def poll(self) -> bool:
+        return False
+
+
 def count_whole_lines(path: Path) -> int:
     """Lines of the file; a torn last line, left by a crash, is cut off."""
     if not path.exists():

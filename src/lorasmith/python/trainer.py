@@ -24,7 +24,7 @@ from lorasmith.python.adapters import LoRAAdapter, apply_lora_adapter
 from lorasmith.schemas.data import DataImportSpec
 from lorasmith.schemas.jobs import Job, JobOrder
 from lorasmith.schemas.training import TrainingSpec
-from lorasmith.services.data import import_dataset
+from lorasmith.services.data_import import import_dataset
 from lorasmith.services.job_outcomes import adapter_of_job
 from lorasmith.services.jobs import settle
 from lorasmith.services.models import resolve_model

@@ -23,6 +23,21 @@ CheckName = Literal[
 ]
 
 
+FindingName = Literal[
+    "unusable",
+    "control-characters",
+    "mojibake",
+    "too-short",
+    "too-long",
+    "over-context",
+    "other-language",
+    "secret",
+    "personal-data",
+]
+Mend = Literal["control-characters", "mojibake", "join-turns"]
+DatasetKind = Literal["sft", "preference", "kto"]
+
+
 class DatasetFormat(StrEnum):
     ALPACA = "alpaca"
     SHAREGPT = "sharegpt"
@@ -32,18 +47,59 @@ class DatasetFormat(StrEnum):
     CHAT = "chat"
     CLASSIFICATION = "classification"
     SUMMARIZATION = "summarization"
+    PREFERENCE = "preference"
+    KTO = "kto"
+
+    @property
+    def kind(self) -> DatasetKind:
+        """What a dataset of this format can train."""
+        kinds: dict[str, DatasetKind] = {"preference": "preference", "kto": "kto"}
+        return kinds.get(self.value, "sft")
+
+
+class ToolFunction(BaseModel):
+    """`arguments` by name, as chat templates expect them; OpenAI's files hold them as JSON in a string."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolCall(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: ToolFunction
 
 
 class Message(BaseModel):
+    """One turn. `weight` 0 on an assistant turn: it is read, not trained. The other fields are those of tool use."""
+
     model_config = ConfigDict(extra="forbid")
 
     role: Role
     content: str
+    weight: Literal[0, 1] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        return self.role == "assistant" and self.weight != 0
+
+    def for_template(self) -> dict[str, Any]:
+        """What a chat template renders: the fields that are there, without the weight."""
+        return self.model_dump(exclude_none=True, exclude={"weight"})
 
 
 class Example(BaseModel):
     """One canonical row: a conversation, or a plain text of which each token is trained.
 
+    A preference has the prompt in `messages` and what follows it in `chosen` and `rejected`; a KTO row has the whole
+    conversation in `messages` and says in `desirable` whether its last answer is wanted.
     `id` is the digest of its content; `group` decides the part it falls in; `row` counts input rows from 1.
     """
 
@@ -52,11 +108,17 @@ class Example(BaseModel):
     row: int
     messages: list[Message] | None = None
     text: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    chosen: list[Message] | None = None
+    rejected: list[Message] | None = None
+    desirable: bool | None = None
 
     @model_validator(mode="after")
     def either_messages_or_text(self) -> Example:
         if (self.messages is None) == (self.text is None):
             raise ValueError("an example has either messages or text")
+        if (self.chosen is None) != (self.rejected is None):
+            raise ValueError("a preference has a chosen and a rejected answer")
         return self
 
     def prompt_messages(self) -> list[Message]:
@@ -71,15 +133,48 @@ class Example(BaseModel):
             return self.text or ""
         return next(message.content for message in reversed(self.messages) if message.role == "assistant")
 
+    def content(self) -> dict[str, Any]:
+        """What the row says, without where it came from and where it goes."""
+        return self.model_dump(include=CONTENT_FIELDS, exclude_none=True)
+
+
+CONTENT_FIELDS = {"messages", "text", "tools", "chosen", "rejected", "desirable"}
+
 
 class Fate(StrEnum):
+    """`near_duplicate` and `leaks` are given by later passes over a dataset, not by the import."""
+
     KEPT = "kept"
+    CHANGED = "changed"
+    CUT = "cut"
     EXACT_DUPLICATE = "exact_duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+    LEAKS = "leaks"
     REJECTED = "rejected"
 
 
+STAYS = (Fate.KEPT, Fate.CHANGED, Fate.CUT)  # fates of rows that have an example
+
+
+class Finding(BaseModel):
+    """One thing about one row: which field, what was found there, what was expected."""
+
+    check: FindingName
+    field: str
+    found: str
+    expected: str
+
+    def sentence(self) -> str:
+        return f"field `{self.field}`: found {self.found}, expected {self.expected}"
+
+
 class LedgerLine(BaseModel):
-    """What became of one input row. `line` is its line in `file` where the format has lines."""
+    """What became of one input row. `line` is its line in `file` where the format has lines.
+
+    `changes` says how a changed row was mended; `cut_tokens` how many tokens were cut; `similarity` (0 to 1) how near a
+    near duplicate is to `duplicate_of_row`; `leaks_into` which part or benchmark holds the row too; `flags` what was
+    found in a row that stays; `tokens` how long its contents are, where a tokenizer was given.
+    """
 
     row: int
     file: str
@@ -88,8 +183,15 @@ class LedgerLine(BaseModel):
     part: Part | None = None
     example_id: str | None = None
     duplicate_of_row: int | None = None
+    similarity: float | None = None
+    leaks_into: str | None = None
+    changes: list[str] | None = None
+    cut_tokens: int | None = None
+    tokens: int | None = None
+    language: str | None = None
     field: str | None = None
     reason: str | None = None
+    flags: list[Finding] | None = None
 
 
 class DataPreparationSpec(BaseModel):
@@ -106,6 +208,17 @@ class DataPreparationSpec(BaseModel):
     max_rejected_share: float = Field(
         default=0.0, ge=0, le=1, description="Share of bad rows above which the import stops."
     )
+    strict: bool = Field(default=False, description="Stop at the first finding, also at one that only flags a row.")
+    column_map: dict[str, str] = Field(
+        default_factory=dict, description="Field of the format → column of the file, with dots into objects."
+    )
+    encoding: str | None = Field(default=None, description="Of a CSV file; absent: found from its bytes.")
+    mend: list[Mend] = Field(default_factory=list, description="What is mended in a row instead of flagged.")
+    reject: list[FindingName] = Field(default_factory=list, description="Findings that reject a row.")
+    min_chars: dict[str, int] = Field(default_factory=dict, description="Field → fewest characters that it may have.")
+    max_chars: dict[str, int] = Field(default_factory=dict, description="Field → most characters that it may have.")
+    languages: list[str] = Field(default_factory=list, description="ISO 639-1 codes; rows in another are flagged.")
+    tokenizer: str | None = Field(default=None, description="Model whose tokenizer and context measure the rows.")
 
     @model_validator(mode="after")
     def shares_add_up(self) -> DataPreparationSpec:
@@ -135,6 +248,7 @@ class Dataset(BaseModel):
     name: str
     format: DatasetFormat
     format_reason: str
+    kind: DatasetKind = "sft"
     source: str
     source_sha256: str
     spec: DataImportSpec | None = Field(
@@ -144,7 +258,7 @@ class Dataset(BaseModel):
     folder: str
     num_examples: int
     part_sizes: dict[Part, int]
-    fates: dict[Fate, int]
+    fates: dict[Fate, int] = Field(description="Input rows of each fate; together they are all rows of the source.")
     statistics: dict[str, Any] = Field(default_factory=dict)
     created_at: datetime = Field(default_factory=now)
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lorasmith.schemas.data import Part
 from lorasmith.schemas.jobs import now
+from lorasmith.schemas.training import QuantizationName
 
 MetricName = Literal["exact_match", "parses", "stopped", "loss", "token_accuracy"]
 
@@ -29,6 +30,8 @@ class EvaluationSpec(BaseModel):
     )
     max_new_tokens: int = Field(160, ge=1)
     batch_size: int = Field(64, ge=1)
+    quantization: QuantizationName = Field("none", description="The base in 4 or 8 bits, as QLoRA trains on it.")
+    double_quantization: bool = Field(True, description="With nf4 and fp4, the scales of blocks are quantised too.")
     resamples: int = Field(10_000, ge=100, description="Bootstrap resamples.")
     seed: int = 0
     metrics: list[Literal["exact_match", "parses"]] | None = Field(

@@ -15,6 +15,7 @@ class JobKind(StrEnum):
     EXPORT = "export"
     GENERATION = "generation"
     LABELS = "labels"
+    ESTIMATE = "estimate"
 
 
 class JobStatus(StrEnum):

@@ -10,9 +10,30 @@ from pydantic_core.core_schema import ValidationInfo
 from lorasmith.schemas.data import CheckName, TooLong
 
 TargetRole = Literal["attention", "mlp", "all"]
-InitialWeights = Literal["default", "gaussian", "orthogonal", "pissa", "olora"]
+InitialWeights = Literal["default", "gaussian", "orthogonal", "pissa", "olora", "loftq"]
+QuantizationName = Literal["none", "nf4", "fp4", "int8"]
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "muon"]
 SEED_OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_bnb_8bit": "adamw_8bit"}
+# What else people write: PEFT's and transformers' booleans, numbers of bits, litgpt's names.
+QUANTIZATIONS = {
+    **dict.fromkeys(("True", "4", "4bit", "4-bit", "bnb.nf4"), "nf4"),
+    **dict.fromkeys(("8", "8bit", "8-bit", "bnb.int8"), "int8"),
+    **dict.fromkeys(("False", "None"), "none"),
+    "bnb.fp4": "fp4",
+}
+# Fields of other tools that are no field here, and what says the same.
+SAID_OTHERWISE = {
+    "load_in_4bit": "training.quantization=nf4",
+    "load_in_8bit": "training.quantization=int8",
+    "quantization": "training.quantization=nf4, fp4 or int8",
+    "quantization_bit": "training.quantization=nf4 or int8",
+    "quantization_config": "training.quantization=nf4, fp4 or int8",
+    "bnb_4bit_quant_type": "training.quantization=nf4 or fp4",
+    "bnb_4bit_compute_dtype": "training.precision=bf16 or fp32",
+    "bnb_4bit_use_double_quant": "training.double_quantization=true or false",
+    "qlora": "training.quantization=nf4",
+    "loftq_config": "lora.init=loftq and lora.loftq_iterations",
+}
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
@@ -62,8 +83,15 @@ class LoRASpec(BaseModel):
     )
     init: InitialWeights = Field(
         "default",
-        description="First A and B. default and gaussian: B is zero; orthogonal: B A is zero; pissa, olora: the main part of W, saved as a plain adapter of twice the rank.",
+        description="First A and B. default and gaussian: B is zero; orthogonal: B A is zero; pissa, olora: the main part of W, saved as a plain adapter of twice the rank; loftq: likewise what quantising the base loses.",
         validation_alias=AliasChoices("init", "init_lora_weights"),
+    )
+    loftq_iterations: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="Rounds of quantising and decomposing of init loftq, https://arxiv.org/abs/2310.08659.",
+        validation_alias=AliasChoices("loftq_iterations", "loftq_iter"),
     )
 
 
@@ -128,6 +156,18 @@ class TrainingSettings(BaseModel):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 where the CPU multiplies it natively."
     )
+    quantization: QuantizationName = Field(
+        "none",
+        description="The base in 4 or 8 bits while training, QLoRA, https://arxiv.org/abs/2305.14314: a fraction of the memory, slower on a CPU.",
+        validation_alias=AliasChoices("quantization", "load_in_4bit", "quantization_bit"),
+    )
+    double_quantization: bool = Field(
+        True,
+        description="With nf4 and fp4, the scales of blocks are quantised too: 4.13 instead of 4.5 bits a weight.",
+        validation_alias=AliasChoices(
+            "double_quantization", "bnb_4bit_use_double_quant", "use_double_quant", "double_quant"
+        ),
+    )
     memory: Literal["auto", "fast", "lean"] = Field(
         "auto",
         description="fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.",
@@ -147,6 +187,12 @@ class TrainingSettings(BaseModel):
         4096,
         ge=1,
         description="Tokens computed at once where rows are packed; batch_size counts where they are padded.",
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Processes on this machine that take each optimizer step together, each with its share of rows and cores.",
+        validation_alias=AliasChoices("processes", "num_processes"),
     )
     seed: int = Field(0, ge=0, description="Decides first weights, order of rows and dropout.")
     log_every: int = Field(
@@ -187,6 +233,19 @@ class TrainingSettings(BaseModel):
     def our_name(cls, name: Any) -> Any:
         return SEED_OPTIMIZERS.get(str(name), name)
 
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def our_quantization(cls, name: Any) -> Any:
+        return QUANTIZATIONS.get(str(name), name)
+
+    @field_validator("memory")
+    @classmethod
+    def one_copy_of_a_quantised_base(cls, memory: str, info: ValidationInfo) -> str:
+        """Runs only where memory was given."""
+        if memory == "fast" and info.data.get("quantization", "none") != "none":
+            raise ValueError("fast keeps the full weights twice, and quantization is there to not have them; take lean")
+        return memory
+
     @field_validator("warmup_steps")
     @classmethod
     def one_warmup(cls, steps: int | None, info: ValidationInfo) -> int | None:
@@ -203,6 +262,10 @@ class TrainingSettings(BaseModel):
         elif self.warmup_steps is None:
             self.warmup_steps = 0
         return self
+
+    @property
+    def quantizes(self) -> bool:
+        return self.quantization != "none"
 
     @property
     def needs_validation(self) -> str | None:
@@ -323,7 +386,7 @@ class TrainingResult(BaseModel):
     tokens_per_s: float = Field(description="Unpadded tokens per second of training, prompt tokens included.")
     trainable_parameters: int
     total_parameters: int
-    peak_memory_bytes: int
+    peak_memory_bytes: int = Field(description="Of the process that writes the adapter.")
     precision: Literal["bf16", "fp32"]
     threads: int
     rows: dict[str, int] = Field(description="Rows trained, cut and dropped.")

@@ -5,13 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from lorasmith.errors import InvalidData, did_you_mean
-from lorasmith.schemas.data import PARTS, DatasetFormat, Example, Message, Part, Role
+from lorasmith.schemas.data import PARTS, DatasetFormat, Example, Message, Part
 from lorasmith.services.data_formats import ROW_FIELDS, shape_of
-from lorasmith.services.data_reading import RawRow
+from lorasmith.services.data_preferences import answer_turns, kto_content, preference_content, prompt_turns
+from lorasmith.services.data_rows import RawRow
+from lorasmith.services.data_turns import (
+    USED_TURN_FIELDS,
+    BadRow,
+    check_calls,
+    conversation,
+    describe,
+    found_at,
+    read_tools,
+    text_at,
+)
 
 SUMMARY_REQUEST = "Summarize this text:\n\n"
 
@@ -28,18 +38,7 @@ SYSTEM_PROMPTS = {  # of collected interactions, by agent.role; other roles get 
     "writer": "You are a technical writer. You explain clearly, briefly and in the order in which it is needed.",
 }
 
-MESSAGE_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-SHAREGPT_ROLES: dict[str, Role] = {**MESSAGE_ROLES, "human": "user", "gpt": "assistant"}
-MAY_BE_EMPTY = ("system", "tool")
 OBJECT_FIELDS = {"task": ("description",), "agent": ("role",), "execution": ("output",)}
-
-
-class BadRow(InvalidData):
-    """A row that cannot be trained on: `field`, what was found in it, what was expected."""
-
-    def __init__(self, field: str, found: str, expected: str) -> None:
-        super().__init__(f"field `{field}`: found {found}, expected {expected}")
-        self.field = field
 
 
 def convert(row: RawRow, format: DatasetFormat) -> Example:
@@ -48,16 +47,37 @@ def convert(row: RawRow, format: DatasetFormat) -> Example:
     if format == DatasetFormat.COMPLETION:
         text = text_at(values, "text", "the text to train on")
         return Example(id=content_id(text), group=group_of(values, text), row=row.number, text=text)
-    messages = MESSAGES_OF[format](values)
+    content = CONTENT_OF[format](values)
+    messages: list[Message] = content["messages"]
     first_user_turn = next(message.content for message in messages if message.role == "user")
-    identity = [message.model_dump() for message in messages]
-    return Example(id=content_id(identity), group=group_of(values, first_user_turn), row=row.number, messages=messages)
+    example = Example(id="", group=group_of(values, first_user_turn), row=row.number, **content)
+    stored = example.content()
+    example.id = content_id(stored["messages"] if len(stored) == 1 else stored)
+    return example
 
 
-def content_id(content: str | list[dict[str, str]]) -> str:
-    """First 16 hex digits of the sha256 of the messages or the text as canonical JSON."""
+def content_id(content: Any) -> str:
+    """First 16 hex digits of the sha256 of the messages, the text or all that a row says, as canonical JSON."""
     canonical = json.dumps(content, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def duplicate_digest(example: Example) -> bytes:
+    """16 bytes; two rows are exact duplicates where it is equal: they differ in white space and Unicode form alone."""
+    canonical = json.dumps(normalised_texts(example.content()), ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).digest()[:16]
+
+
+def normalised_texts(value: Any) -> Any:
+    match value:
+        case str():
+            return normalised(value)
+        case dict():
+            return {key: normalised_texts(one) for key, one in value.items()}
+        case list():
+            return [normalised_texts(one) for one in value]
+        case _:
+            return value
 
 
 def normalised(text: str) -> str:
@@ -95,6 +115,9 @@ def alpaca_messages(values: Mapping[str, Any]) -> list[Message]:
 
 def chat_messages(values: Mapping[str, Any]) -> list[Message]:
     question, answer = shape_of(values, DatasetFormat.CHAT).required
+    if isinstance(values.get(question), list):  # prompt and completion as turns
+        prompt = prompt_turns(values, question)
+        return [*system_turn(values), *prompt, *answer_turns(values, answer, prompt)]
     request = text_at(values, question, "the user's turn")
     return [*system_turn(values), *pair(request, text_at(values, answer, "the answer"))]
 
@@ -117,26 +140,33 @@ def interaction_messages(values: Mapping[str, Any]) -> list[Message]:
     return [Message(role="system", content=system), *pair(task, output)]
 
 
-def chatml_messages(values: Mapping[str, Any]) -> list[Message]:
-    return conversation(values, "messages", "role", "content", MESSAGE_ROLES)
+def turns_content(values: Mapping[str, Any], field: str) -> dict[str, Any]:
+    messages = conversation(values, field)
+    system = system_turn(values) if field == "conversations" else []
+    if system and messages[0].role == "system":
+        raise BadRow("system", f"a second system prompt beside the one in `{field}`", "one system prompt")
+    tools = read_tools(values)
+    check_calls(messages, tools, field)
+    content: dict[str, Any] = {"messages": [*system, *messages]}
+    return {**content, "tools": tools} if tools else content
 
 
-def sharegpt_messages(values: Mapping[str, Any]) -> list[Message]:
-    turns = conversation(values, "conversations", "from", "value", SHAREGPT_ROLES)
-    system = system_turn(values)
-    if system and turns[0].role == "system":
-        raise BadRow("system", "a second system prompt beside the one in `conversations`", "one system prompt")
-    return [*system, *turns]
+def messages_alone(
+    read: Callable[[Mapping[str, Any]], list[Message]],
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    return lambda values: {"messages": read(values)}
 
 
-MESSAGES_OF = {
-    DatasetFormat.ALPACA: alpaca_messages,
-    DatasetFormat.SHAREGPT: sharegpt_messages,
-    DatasetFormat.CHATML: chatml_messages,
-    DatasetFormat.INTERACTIONS: interaction_messages,
-    DatasetFormat.CHAT: chat_messages,
-    DatasetFormat.CLASSIFICATION: classification_messages,
-    DatasetFormat.SUMMARIZATION: summarization_messages,
+CONTENT_OF: dict[DatasetFormat, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    DatasetFormat.ALPACA: messages_alone(alpaca_messages),
+    DatasetFormat.SHAREGPT: lambda values: turns_content(values, "conversations"),
+    DatasetFormat.CHATML: lambda values: turns_content(values, "messages"),
+    DatasetFormat.INTERACTIONS: messages_alone(interaction_messages),
+    DatasetFormat.CHAT: messages_alone(chat_messages),
+    DatasetFormat.CLASSIFICATION: messages_alone(classification_messages),
+    DatasetFormat.SUMMARIZATION: messages_alone(summarization_messages),
+    DatasetFormat.PREFERENCE: preference_content,
+    DatasetFormat.KTO: kto_content,
 }
 
 
@@ -150,101 +180,11 @@ def pair(request: str, answer: str) -> list[Message]:
     return [Message(role="user", content=request), Message(role="assistant", content=answer)]
 
 
-def conversation(
-    values: Mapping[str, Any], field: str, role_key: str, text_key: str, roles: Mapping[str, Role]
-) -> list[Message]:
-    """Turns in an order that every chat template renders: system?, then user and assistant by turns, assistant last."""
-    turns = values.get(field)
-    if not isinstance(turns, list) or not turns:
-        raise BadRow(field, found_at(values, field), "a list of turns")
-    messages = [read_turn(turn, f"{field}[{index}]", role_key, text_key, roles) for index, turn in enumerate(turns)]
-    if not any(message.role == "assistant" for message in messages):
-        raise BadRow(field, f"no assistant turn among {len(messages)}", "an answer as the last turn")
-    before = "start"
-    for index, message in enumerate(messages):
-        if before not in MAY_FOLLOW[message.role]:
-            found = f"{message.role} as the first turn" if before == "start" else f"{message.role} after {before}"
-            raise BadRow(f"{field}[{index}].{role_key}", found, EXPECTED_AFTER[before])
-        before = message.role
-    if before != "assistant":
-        raise BadRow(f"{field}[{len(messages) - 1}]", f"{before} as the last turn", "an assistant turn")
-    return messages
-
-
-MAY_FOLLOW: dict[Role, tuple[str, ...]] = {
-    "system": ("start",),
-    "user": ("start", "system", "assistant"),
-    "assistant": ("user", "tool"),
-    "tool": ("assistant", "tool"),
-}
-EXPECTED_AFTER = {
-    "start": "system or user",
-    "system": "user",
-    "user": "assistant; join turns of one side",
-    "assistant": "user; join turns of one side",
-    "tool": "assistant",
-}
-
-
-def read_turn(turn: Any, field: str, role_key: str, text_key: str, roles: Mapping[str, Role]) -> Message:
-    if not isinstance(turn, dict):
-        raise BadRow(field, describe(turn), f"an object with {role_key} and {text_key}")
-    name = turn.get(role_key)
-    if not isinstance(name, str) or name not in roles:
-        near = did_you_mean(name, roles) if isinstance(name, str) else ""
-        raise BadRow(f"{field}.{role_key}", found_at(turn, role_key) + near, f"one of {', '.join(roles)}")
-    for calls in ("tool_calls", "function_call"):
-        if turn.get(calls):
-            raise BadRow(f"{field}.{calls}", describe(turn[calls]), "none: a call of a tool cannot be trained yet")
-    role = roles[name]
-    if role in MAY_BE_EMPTY and turn.get(text_key) == "":
-        return Message(role=role, content="")
-    if isinstance(turn.get(text_key), list):
-        raise BadRow(f"{field}.{text_key}", "a list of parts", "one text; images and other parts cannot be trained")
-    what = "the answer" if role == "assistant" else "the turn's text"
-    return Message(role=role, content=text_at(turn, text_key, what, within=f"{field}."))
-
-
 def object_at(values: Mapping[str, Any], field: str) -> dict[str, Any]:
     value = values.get(field)
     if not isinstance(value, dict):
         raise BadRow(field, found_at(values, field), f"an object with {OBJECT_FIELDS[field][0]}")
     return value
-
-
-def text_at(values: Mapping[str, Any], field: str, what: str, within: str = "") -> str:
-    """A text with something in it; `what` it is and `within` which field go into the error."""
-    value = values.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise BadRow(within + field, found_at(values, field), f"{what} as text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        found = f"half of a surrogate pair at character {error.start + 1}"
-        raise BadRow(within + field, found, "valid Unicode text") from None
-    return value
-
-
-def found_at(values: Mapping[str, Any], field: str) -> str:
-    return describe(values[field]) if field in values else "nothing"
-
-
-def describe(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case str() if not value.strip():
-            return "only white space" if value else "an empty text"
-        case str():
-            return repr(value if len(value) <= 40 else value[:40] + "…")
-        case list():
-            return f"a list of {len(value)}"
-        case dict():
-            return f"an object with {', '.join(list(value)[:5]) or 'nothing in it'}"
-        case _:
-            return f"the number {value}"
 
 
 def ignored_fields(values: Mapping[str, Any], format: DatasetFormat) -> Iterator[str]:
@@ -256,6 +196,6 @@ def ignored_fields(values: Mapping[str, Any], format: DatasetFormat) -> Iterator
         elif format == DatasetFormat.INTERACTIONS and isinstance(value, dict):
             yield from (f"{name}.{key}" for key in value if key not in OBJECT_FIELDS.get(name, ()))
         elif name in ("messages", "conversations") and isinstance(value, list):
-            known = ("role", "content") if name == "messages" else ("from", "value")
-            keys = {key for turn in value if isinstance(turn, dict) for key in turn}
-            yield from (f"{name}[].{key}" for key in sorted(keys) if key not in known)
+            turns = [turn for turn in value if isinstance(turn, dict)]
+            keys = {key for turn in turns for key in turn if not (key == "name" and turn.get("role") == "tool")}
+            yield from (f"{name}[].{key}" for key in sorted(keys) if key not in USED_TURN_FIELDS)

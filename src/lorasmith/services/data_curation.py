@@ -1,31 +1,73 @@
-"""A file to canonical examples in parts, with one ledger line for each input row."""
+"""One pass over a source: each row checked and converted, with one ledger line; then parts, in a second pass.
+
+Both passes hold one row in memory; what all rows leave behind is in the index and in two files of the working folder.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import tempfile
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from lorasmith.errors import InvalidData
+from lorasmith.files import disk_errors
 from lorasmith.schemas.data import (
     PARTS,
+    STAYS,
     DataPreparationSpec,
     Detection,
     Example,
     Fate,
+    Finding,
     LedgerLine,
     Part,
 )
-from lorasmith.services.data_conversion import BadRow, convert, explicit_part, ignored_fields, normalised
-from lorasmith.services.data_formats import detect_format
-from lorasmith.services.data_reading import RawRow, read_rows
-from lorasmith.services.data_split import split_examples
+from lorasmith.services.data_checks import ContextCheck, LanguageCheck, check_lengths, check_texts
+from lorasmith.services.data_conversion import convert, duplicate_digest, explicit_part, ignored_fields
+from lorasmith.services.data_formats import SHAPES, detect_format
+from lorasmith.services.data_index import ImportIndex
+from lorasmith.services.data_mapping import apply_mapping, check_mapping
+from lorasmith.services.data_mending import mended
+from lorasmith.services.data_reading import Source
+from lorasmith.services.data_rows import BrokenRow, RawRow
+from lorasmith.services.data_split import assign_parts, group_position
+from lorasmith.services.data_statistics import PartStatistics
+from lorasmith.services.data_turns import BadRow
 
+DETECTION_ROWS = 1000
+DETECTION_CHARS = 16 * 1024 * 1024
 SHOWN_FINDINGS = 3
-Content = str | tuple[tuple[str, str], ...]
+COMMIT_EVERY_S = 5.0
+REPORT_EVERY_ROWS = 500
+LEDGER = "ledger.jsonl"
+ROWS = "rows.jsonl"
+INDEX = "index.sqlite"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` bytes of the source while reading, rows while writing; `rows` is how many were read."""
+
+    phase: Literal["reading", "continuing", "writing"]
+    done: int
+    total: int
+    rows: int
+
+
+Report = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -42,121 +84,308 @@ class CuratedData:
         return [example for part in PARTS for example in self.parts[part]]
 
     def fates(self) -> dict[Fate, int]:
-        counts = Counter(line.fate for line in self.ledger)
-        return {fate: counts[fate] for fate in Fate}
+        return fate_counts(Counter(line.fate for line in self.ledger))
 
     def part_sizes(self) -> dict[Part, int]:
         return {part: len(self.parts[part]) for part in PARTS}
 
 
-def curate(source: Path, spec: DataPreparationSpec) -> CuratedData:
-    """Read, detect, convert, drop exact duplicates, split. Raises `InvalidData` when too many rows are bad."""
-    rows = list(read_rows(source))
-    detection = detect_format([row.values for row in rows], file=str(source), wanted=spec.format)
-    ledger = Ledger(source)
-    kept: list[Example] = []
-    pinned: dict[int, Part] = {}
-    ignored: Counter[str] = Counter()
-    first_with: dict[Content, Example] = {}
-    for row in rows:
-        try:
-            part = explicit_part(row.values)
-            example = convert(row, detection.format)
-        except BadRow as problem:
-            ledger.reject(row, problem)
-            continue
-        ignored.update(ignored_fields(row.values, detection.format))
-        first = first_with.setdefault(normalised_content(example), example)
-        if first is not example:
-            ledger.mark_duplicate(row, first)
-            continue
-        kept.append(example)
-        ledger.keep(row, example)
-        if part is not None:
-            pinned[row.number] = part
-    ledger.check(spec.max_rejected_share)
-    split = split_examples(kept, pinned, spec)
-    parts: dict[Part, list[Example]] = {part: [] for part in PARTS}
-    for example in kept:
-        parts[split.part_of_row[example.row]].append(example)
-        ledger.lines[example.row - 1].part = split.part_of_row[example.row]
-    statistics = describe_examples(kept)
-    statistics["ignored_fields"] = dict(ignored.most_common())
-    if split.note:
-        statistics["split_note"] = split.note
-    return CuratedData(detection, parts, ledger.lines, statistics)
+def fate_counts(counts: Mapping[Any, int]) -> dict[Fate, int]:
+    """In the order of `Fate`, those that a reader always looks for and those that occur."""
+    always = (Fate.KEPT, Fate.EXACT_DUPLICATE, Fate.REJECTED)
+    return {fate: counts.get(fate, 0) for fate in Fate if fate in always or counts.get(fate, 0)}
 
 
-class Ledger:
-    """The fate of each row of one file, in the order of the rows."""
+def curate(path: Path, spec: DataPreparationSpec) -> CuratedData:
+    """Read, convert, drop exact duplicates, split, all in memory: for a preview and for small sets.
 
-    def __init__(self, source: Path) -> None:
+    Raises `InvalidData` when too many rows are bad.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Curation(Path(folder), Source.open(path, spec.encoding), spec) as work,
+    ):
+        work.read()
+        written = Path(folder) / "dataset"
+        written.mkdir()
+        statistics = work.write(written)
+        parts = {
+            part: [Example.model_validate_json(line) for line in lines(written / f"{part}.jsonl")] for part in PARTS
+        }
+        ledger = [LedgerLine.model_validate_json(line) for line in lines(written / LEDGER)]
+        return CuratedData(work.detection, parts, ledger, statistics)
+
+
+def lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", newline="\n") as handle:
+        yield from handle
+
+
+def first_rows(rows: Iterator[RawRow | BrokenRow]) -> list[RawRow | BrokenRow]:
+    """Those that the format is found from; fewer where they are long."""
+    head: list[RawRow | BrokenRow] = []
+    size = 0
+    for row in islice(rows, DETECTION_ROWS):
+        head.append(row)
+        size += sum(len(value) for value in getattr(row, "values", {}).values() if isinstance(value, str | list))
+        if size > DETECTION_CHARS:
+            break
+    return head
+
+
+def detect_source(source: Source, head: list[RawRow | BrokenRow], spec: DataPreparationSpec) -> Detection:
+    """The format of a source whose first rows are `head`, with the columns that `spec` maps. Raises where there is none."""
+    sample = [row.values for row in head if isinstance(row, RawRow)]
+    if not sample:
+        assert isinstance(head[0], BrokenRow)
+        raise head[0].error()
+    fields = [name for shape in SHAPES for name in (*shape.required, *shape.optional)]
+    check_mapping(sample, spec.column_map, fields, str(source.path))
+    mapped = [apply_mapping(values, spec.column_map) for values in sample]
+    return detect_format(mapped, file=str(source.path), wanted=spec.format)
+
+
+class Curation:
+    """The work on one source in `folder`; opened on a folder in which it was broken off, it goes on there."""
+
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        spec: DataPreparationSpec,
+        *,
+        context: ContextCheck | None = None,
+        key: str = "",
+    ) -> None:
+        """`key` says what is imported and how; what another one left in the folder is thrown away."""
         self.source = source
-        self.lines: list[LedgerLine] = []
+        self.spec = spec
+        self.context = context
+        self.language = LanguageCheck(spec.languages) if spec.languages else None
+        self.index = ImportIndex(folder / INDEX)
+        self.row_file = (folder / ROWS).open("ab")
+        self.ledger_file = (folder / LEDGER).open("ab")
+        state = self.index.state()
+        if state is None or state["key"] != key:
+            self.index.clear()
+            state = {"rows": 0, "sizes": [0, 0], "complete": False}
+        self.key = key
+        self.rows: int = state["rows"]
+        self.complete: bool = state["complete"]
+        for file, size in zip((self.row_file, self.ledger_file), state["sizes"], strict=True):
+            file.truncate(size)
+            file.seek(size)
+        self.found_format: Detection | None = Detection(**state["detection"]) if state.get("detection") else None
+        self.fates = Counter(state.get("fates", {}))
+        self.findings = Counter(state.get("findings", {}))
+        self.ignored = Counter(state.get("ignored", {}))
+        self.languages = Counter(state.get("languages", {}))
+        self.pinned: Counter[Part] = Counter(state.get("pinned", {}))
+        self.shown: list[str] = state.get("shown", [])
+        self.source.notes = state.get("notes", [])
+        self.part_sizes: dict[Part, int] = {}  # known once the parts are written
+        self.committed_at = time.monotonic()
 
-    def keep(self, row: RawRow, example: Example) -> None:
-        self.add(row, Fate.KEPT, example_id=example.id)
+    def __enter__(self) -> Curation:
+        return self
 
-    def mark_duplicate(self, row: RawRow, first: Example) -> None:
-        reason = f"same content as row {first.row}"
-        self.add(row, Fate.EXACT_DUPLICATE, example_id=first.id, duplicate_of_row=first.row, reason=reason)
+    def __exit__(self, *_: object) -> None:
+        self.index.connection.close()
+        self.row_file.close()
+        self.ledger_file.close()
 
-    def reject(self, row: RawRow, problem: BadRow) -> None:
-        self.add(row, Fate.REJECTED, field=problem.field, reason=problem.message)
+    @property
+    def detection(self) -> Detection:
+        """With what was found about the file on the way, such as its separator."""
+        assert self.found_format is not None
+        reason = "; ".join([self.found_format.reason, *self.source.notes])
+        return Detection(format=self.found_format.format, reason=reason)
 
-    def add(self, row: RawRow, fate: Fate, **details: Any) -> None:
-        self.lines.append(LedgerLine(row=row.number, file=self.source.name, line=row.line, fate=fate, **details))
+    def commit(self) -> None:
+        files = (self.row_file, self.ledger_file)
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+        self.index.commit(
+            {
+                "key": self.key,
+                "rows": self.rows,
+                "sizes": [file.tell() for file in files],
+                "complete": self.complete,
+                "detection": self.found_format.model_dump() if self.found_format else None,
+                "fates": self.fates,
+                "findings": self.findings,
+                "ignored": self.ignored,
+                "languages": self.languages,
+                "pinned": self.pinned,
+                "shown": self.shown,
+                "notes": self.source.notes,
+            }
+        )
+        self.committed_at = time.monotonic()
 
-    def check(self, max_rejected_share: float) -> None:
-        rejected = [line for line in self.lines if line.fate == Fate.REJECTED]
-        share = len(rejected) / len(self.lines)
-        if share <= max_rejected_share and len(rejected) < len(self.lines):
+    def read(self, report: Report = silent) -> None:
+        """Every row to the working folder. Raises `InvalidData` when too many cannot be used."""
+        if not self.complete:
+            with disk_errors(Path(self.row_file.name)):
+                phase: Literal["reading", "continuing"] = "continuing" if self.rows else "reading"
+                report(Progress(phase, 0, self.source.bytes_total, self.rows))
+                for row in self.detected(self.source.rows(skip=self.rows)):
+                    self.take(row)
+                    if self.rows % REPORT_EVERY_ROWS == 0:
+                        report(Progress("reading", self.source.bytes_read, self.source.bytes_total, self.rows))
+                        if time.monotonic() - self.committed_at > COMMIT_EVERY_S:
+                            self.commit()
+                self.complete = True
+                self.commit()
+            report(Progress("reading", self.source.bytes_total, self.source.bytes_total, self.rows))
+        self.check_share()
+
+    def detected(self, rows: Iterator[RawRow | BrokenRow]) -> Iterator[RawRow | BrokenRow]:
+        """The rows; before the first comes out, the format is found from those at the beginning."""
+        if self.found_format is None:
+            head = first_rows(rows)
+            self.found_format = detect_source(self.source, head, self.spec)
+            rows = chain(head, rows)
+        yield from rows
+
+    def take(self, row: RawRow | BrokenRow) -> None:
+        """The fate of one row."""
+        if isinstance(row, BrokenRow):
+            if self.spec.strict:
+                raise row.error()
+            self.reject(row, None, row.sentence)
+        else:
+            try:
+                self.curate(row)
+            except BadRow as problem:
+                if self.spec.strict:
+                    raise self.strict_error(row, problem.message) from None
+                self.reject(row, problem.field, problem.message)
+        self.rows = row.number
+
+    def curate(self, row: RawRow) -> None:
+        assert self.found_format is not None
+        values, changes = mended(apply_mapping(row.values, self.spec.column_map), self.spec.mend)
+        part = explicit_part(values) or row.part
+        example = convert(RawRow(row.number, row.line, values), self.found_format.format)
+        self.ignored.update(ignored_fields(values, self.found_format.format))
+        details: dict[str, Any] = {}
+        findings = [*check_lengths(values, self.spec), *check_texts(example)]
+        if self.language:
+            details["language"] = self.language.language(example)
+            self.languages[details["language"]] += 1
+            findings += self.language.check(details["language"])
+        if self.context:
+            details["tokens"] = self.context.tokens(example)
+            findings += self.context.check(details["tokens"])
+        self.judge(row, findings)
+        first = self.index.first_with(duplicate_digest(example), row.number, example.id)
+        if first is not None:
+            number, example_id = first
+            reason = f"same content as row {number}"
+            details |= {"example_id": example_id, "duplicate_of_row": number, "reason": reason}
+            self.add(row, Fate.EXACT_DUPLICATE, **details)
             return
-        findings = [f"  {self.source}:{line.line}: row {line.row}, {line.reason}" for line in rejected[:SHOWN_FINDINGS]]
-        if len(rejected) > SHOWN_FINDINGS:
-            findings.append(f"  and {len(rejected) - SHOWN_FINDINGS} more")
-        nothing_left = len(rejected) == len(self.lines)
-        limit = "so nothing is left" if nothing_left else f"more than the allowed share of {max_rejected_share:g}"
+        self.findings.update({finding.check for finding in findings})
+        if changes:
+            details["changes"] = changes
+        self.add(
+            row,
+            Fate.CHANGED if changes else Fate.KEPT,
+            example_id=example.id,
+            part=part,
+            flags=findings or None,
+            **details,
+        )
+        self.row_file.write(example.model_dump_json(exclude_none=True).encode() + b"\n")
+        self.index.add_to_group(example.group, group_position(example.group, self.spec.salt), part)
+        if part is not None:
+            self.pinned[part] += 1
+
+    def judge(self, row: RawRow, findings: list[Finding]) -> None:
+        """Raise for a finding that rejects the row: a limit that was given, or a check that the spec names."""
+        for finding in findings:
+            if self.spec.strict:
+                raise self.strict_error(row, f"{finding.sentence()} (check `{finding.check}`)")
+            if finding.check in ("too-short", "too-long") or finding.check in self.spec.reject:
+                raise BadRow(finding.field, finding.found, finding.expected)
+
+    def strict_error(self, row: RawRow, sentence: str) -> InvalidData:
+        return InvalidData(
+            f"{self.place(row)}: row {row.number}, {sentence}", hint="mend the row, or leave --strict out"
+        )
+
+    def place(self, row: RawRow | BrokenRow) -> str:
+        path = self.source.path / row.file if self.source.path.is_dir() else self.source.path
+        return f"{path}:{row.line}" if row.line is not None else str(path)
+
+    def reject(self, row: RawRow | BrokenRow, field: str | None, sentence: str) -> None:
+        if len(self.shown) < SHOWN_FINDINGS:
+            self.shown.append(f"  {self.place(row)}: row {row.number}, {sentence}")
+        self.add(row, Fate.REJECTED, field=field, reason=sentence)
+
+    def add(self, row: RawRow | BrokenRow, fate: Fate, **details: Any) -> None:
+        line = LedgerLine(row=row.number, file=row.file, line=row.line, fate=fate, **details)
+        self.ledger_file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
+        self.fates[fate.value] += 1
+
+    def check_share(self) -> None:
+        rejected = self.fates[Fate.REJECTED.value]
+        share = rejected / self.rows
+        if share <= self.spec.max_rejected_share and rejected < self.rows:
+            return
+        findings = list(self.shown)
+        if rejected > len(findings):
+            findings.append(f"  and {rejected - len(findings)} more")
+        nothing_left = rejected == self.rows
+        limit = (
+            "so nothing is left" if nothing_left else f"more than the allowed share of {self.spec.max_rejected_share:g}"
+        )
         enough = max(0.05, math.ceil(share * 100) / 100)
         raise InvalidData(
-            f"{len(rejected)} of {len(self.lines)} rows of {self.source} cannot be used, {limit}:\n"
-            + "\n".join(findings),
+            f"{rejected} of {self.rows} rows of {self.source.path} cannot be used, {limit}:\n" + "\n".join(findings),
             hint="mend the rows"
             if nothing_left
             else f"mend the rows, or leave them out, with a line each in the ledger: --max-rejected {enough:.2f}",
         )
 
+    def write(self, folder: Path, report: Report = silent) -> dict[str, Any]:
+        """The parts and the whole ledger into `folder`; returns the statistics of the rows that stay."""
+        note = assign_parts(self.index, self.pinned, self.spec)
+        statistics = PartStatistics()
+        with disk_errors(folder), open_parts(folder) as files:
+            examples = lines(Path(self.row_file.name))
+            with (folder / LEDGER).open("w", encoding="utf-8", newline="\n") as ledger:
+                for text in lines(Path(self.ledger_file.name)):
+                    line = LedgerLine.model_validate_json(text)
+                    if line.fate in STAYS:
+                        example = next(examples)
+                        values = json.loads(example)
+                        line.part = line.part or self.index.part_of(values["group"])
+                        files[line.part].write(example)
+                        statistics.add(values, line.part)
+                        text = line.model_dump_json(exclude_none=True) + "\n"
+                    ledger.write(text)
+                    if line.row % REPORT_EVERY_ROWS == 0:
+                        report(Progress("writing", line.row, self.rows, self.rows))
+        result = statistics.result()
+        result["ignored_fields"] = dict(self.ignored.most_common())
+        if self.findings:
+            result["flags"] = dict(self.findings.most_common())
+        if self.languages:
+            result["languages"] = dict(self.languages.most_common())
+        if note:
+            result["split_note"] = note
+        self.part_sizes = statistics.part_sizes()
+        return result
 
-def normalised_content(example: Example) -> Content:
-    if example.messages is None:
-        return normalised(example.text or "")
-    return tuple((message.role, normalised(message.content)) for message in example.messages)
 
-
-def describe_examples(examples: Sequence[Example]) -> dict[str, Any]:
-    """Counts and lengths. A turn is a message that is no system prompt; a text is one turn without a prompt."""
-    roles = Counter(message.role for example in examples for message in example.messages or ())
-    turns = [sum(message.role != "system" for message in example.messages or ()) or 1 for example in examples]
-    prompts = [prompt_length(example) for example in examples]
-    answers = [len(example.answer()) for example in examples]
-    return {
-        "examples": len(examples),
-        "turns": {"mean": round(sum(turns) / len(turns), 2), "max": max(turns)},
-        "characters": {"prompt": describe_lengths(prompts), "answer": describe_lengths(answers)},
-        "roles": dict(roles),
-    }
-
-
-def prompt_length(example: Example) -> int:
-    return sum(len(message.content) for message in example.prompt_messages()) if example.messages else 0
-
-
-def describe_lengths(lengths: Sequence[int]) -> dict[str, float]:
-    """Mean, median, 95th percentile (nearest rank) and maximum."""
-    ordered = sorted(lengths)
-    return {
-        "mean": round(sum(ordered) / len(ordered), 1),
-        "p50": ordered[math.ceil(0.50 * len(ordered)) - 1],
-        "p95": ordered[math.ceil(0.95 * len(ordered)) - 1],
-        "max": ordered[-1],
-    }
+@contextmanager
+def open_parts(folder: Path) -> Iterator[dict[Part, IO[str]]]:
+    """The files of the three parts, open for writing."""
+    with ExitStack() as stack:
+        yield {
+            part: stack.enter_context((folder / f"{part}.jsonl").open("w", encoding="utf-8", newline="\n"))
+            for part in PARTS
+        }

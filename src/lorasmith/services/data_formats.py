@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from lorasmith.errors import InvalidData, closest
 from lorasmith.schemas.data import DatasetFormat, Detection
+from lorasmith.services.data_mapping import mapping_option, suggest_mapping
+from lorasmith.services.data_preferences import truth_of
 
+SHOWN_COLUMNS = 30
 ROW_FIELDS = ("group", "split", "source")  # optional in rows of every format
 
 
@@ -24,8 +28,13 @@ class Shape:
 
 # The first shape whose fields a file has is its format, so the more telling ones stand first.
 SHAPES = (
-    Shape(DatasetFormat.CHATML, ("messages",)),
-    Shape(DatasetFormat.SHAREGPT, ("conversations",), ("system",)),
+    Shape(DatasetFormat.PREFERENCE, ("prompt", "chosen", "rejected"), ("system",)),
+    Shape(DatasetFormat.PREFERENCE, ("instruction", "chosen", "rejected"), ("input", "system")),
+    Shape(DatasetFormat.PREFERENCE, ("input", "preferred_output", "non_preferred_output")),
+    Shape(DatasetFormat.PREFERENCE, ("chosen", "rejected"), ("system",)),
+    Shape(DatasetFormat.KTO, ("prompt", "completion", "label")),
+    Shape(DatasetFormat.CHATML, ("messages",), ("tools",)),
+    Shape(DatasetFormat.SHAREGPT, ("conversations",), ("system", "tools")),
     Shape(DatasetFormat.INTERACTIONS, ("task", "execution"), ("agent",)),
     Shape(DatasetFormat.ALPACA, ("instruction", "output"), ("input", "system")),
     Shape(DatasetFormat.CHAT, ("input", "output"), ("system",)),
@@ -45,12 +54,13 @@ def detect_format(
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if wanted != "auto":
         return check_format(columns, wanted, file)
-    shape = first_shape(common_columns(rows)) or first_shape(columns)
+    kto = has_truths(rows)
+    shape = first_shape(common_columns(rows), kto) or first_shape(columns, kto)
     if shape is None:
         accepted = "; ".join(f"{' + '.join(shape.required)} ({shape.format})" for shape in SHAPES)
         raise InvalidData(
-            f"{file} has the columns {', '.join(columns)}, expected one of: {accepted}{suggestion(columns)}",
-            hint="rename the columns; the first line of a CSV file must name them",
+            f"{file} has the columns {listed(columns)}, expected one of: {accepted}{suggestion(columns)}",
+            hint=mapping_hint(columns) or "rename the columns; the first line of a CSV file must name them",
         )
     unused = sorted(set(columns) - set(shape.required) - set(shape.optional) - set(ROW_FIELDS))
     reason = f"it has {' and '.join(f'`{name}`' for name in shape.required)}"
@@ -64,16 +74,29 @@ def check_format(columns: Sequence[str], wanted: DatasetFormat, file: str) -> De
     if not any(set(shape.required) <= set(columns) for shape in shapes):
         needed = " or ".join(" + ".join(shape.required) for shape in shapes)
         raise InvalidData(
-            f"{file} has the columns {', '.join(columns)}; the format {wanted} needs {needed}{suggestion(columns)}",
-            hint="leave --format out to have the format detected, or rename the columns",
+            f"{file} has the columns {listed(columns)}; the format {wanted} needs {needed}{suggestion(columns)}",
+            hint=mapping_hint(columns, wanted)
+            or "leave --format out to have the format detected, or rename the columns",
         )
     return Detection(format=wanted, reason="it was asked for")
+
+
+def mapping_hint(columns: Sequence[str], wanted: DatasetFormat | None = None) -> str | None:
+    """`--map …` that makes the columns those of a format, of the wanted one if there is one."""
+    required = [shape.required for shape in SHAPES if wanted in (None, shape.format)]
+    mapping = suggest_mapping(columns[:SHOWN_COLUMNS], required)
+    return f"a mapping that looks right: {mapping_option(mapping)}" if mapping else None
+
+
+def listed(columns: Sequence[str]) -> str:
+    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    return ", ".join(columns[:SHOWN_COLUMNS]) + more
 
 
 def suggestion(columns: Iterable[str]) -> str:
     """`; did you mean 'instruction' for 'instuction'?`, or an empty string when nothing is near."""
     known = {name for shape in SHAPES for name in (*shape.required, *shape.optional)}
-    for column in columns:
+    for column in islice(columns, SHOWN_COLUMNS):
         match = None if column in known else closest(column.lower(), sorted(known))
         if match is not None:
             return f"; did you mean {match!r} for {column!r}?"
@@ -86,9 +109,16 @@ def common_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name, count in counts.items() if 2 * count >= len(rows)]
 
 
-def first_shape(columns: Iterable[str]) -> Shape | None:
+def first_shape(columns: Iterable[str], kto: bool) -> Shape | None:
     present = set(columns)
-    return next((shape for shape in SHAPES if present.issuperset(shape.required)), None)
+    possible = (shape for shape in SHAPES if kto or shape.format != DatasetFormat.KTO)
+    return next((shape for shape in possible if present.issuperset(shape.required)), None)
+
+
+def has_truths(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the labels are all true or false, as those of KTO are and names of classes are not."""
+    labels = [row["label"] for row in rows if row.get("label") is not None]
+    return bool(labels) and all(truth_of(label) is not None for label in labels)
 
 
 def shape_of(values: Mapping[str, Any], format: DatasetFormat) -> Shape:

@@ -11,9 +11,9 @@ from lorasmith.errors import Conflict, InvalidData
 from lorasmith.files import MANIFEST, disk_errors, sha256_file, staged_folder, write_json
 from lorasmith.schemas.data import PARTS, DataImportSpec, DataPreparationSpec, DatasetFormat, Example
 from lorasmith.schemas.jobs import now
-from lorasmith.services.data import import_dataset
 from lorasmith.services.data_conversion import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
 from lorasmith.services.data_curation import CuratedData, curate
+from lorasmith.services.data_import import import_dataset
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
@@ -41,10 +41,12 @@ def prepare_and_import(
 
 def curate_conversations(source: Path, spec: DataPreparationSpec) -> CuratedData:
     data = curate(source, spec)
-    if data.detection.format == DatasetFormat.COMPLETION:
+    found = data.detection.format
+    if found == DatasetFormat.COMPLETION or found.kind != "sft":
+        what = "plain texts" if found.kind == "sft" else "preferences"
         raise InvalidData(
-            f"{source} holds plain texts (format completion), expected conversations or collected interactions",
-            hint=f"lorasmith data import {source} --name NAME takes plain texts as they are",
+            f"{source} holds {what} (format {found}), expected conversations or collected interactions",
+            hint=f"lorasmith data import {source} --name NAME takes {what} as they are",
         )
     return data
 
@@ -111,5 +113,5 @@ def system_prompts_of(data: CuratedData) -> dict[str, str]:
 def write_conversations(path: Path, examples: Sequence[Example]) -> None:
     with disk_errors(path), path.open("w", encoding="utf-8", newline="\n") as handle:
         for example in examples:
-            row = example.model_dump(include={"messages"})
+            row = example.model_dump(include={"messages", "tools"}, exclude_none=True)
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -5,16 +5,31 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lorasmith.errors import NotFound, closest
+from lorasmith.errors import InvalidData, NotFound, closest
 from lorasmith.files import sha256_file
 from lorasmith.schemas.data import DataImportSpec, Dataset
-from lorasmith.services.data import import_dataset
+from lorasmith.services.data_import import import_dataset
 from lorasmith.services.workbench import Workbench
 from lorasmith.starter.location import DATASETS, starter_dataset
 
 
 def find_dataset(workbench: Workbench, name: str) -> Dataset:
-    """The dataset, imported now if `name` is a built-in one or a file that is not stored yet."""
+    """The dataset, imported now if `name` is a built-in one or a file that is not stored yet.
+
+    Raises `InvalidData` for one that holds no answers to train on, but preferences between answers.
+    """
+    dataset = named_dataset(workbench, name)
+    if dataset.kind != "sft":
+        what = {"preference": "pairs of a chosen and a rejected answer", "kto": "answers marked as wanted or not"}
+        raise InvalidData(
+            f"the dataset {dataset.name!r} holds {what[dataset.kind]} (format {dataset.format}), expected answers to "
+            "train on: training on it as it stands would teach the unwanted answers too",
+            hint="preference training is not there yet; import the wanted answers alone as chat or chatml rows",
+        )
+    return dataset
+
+
+def named_dataset(workbench: Workbench, name: str) -> Dataset:
     stored = workbench.datasets.get(name)
     if stored is not None:
         return stored

@@ -1,61 +1,58 @@
-"""Train, val and test: by the salted hash of each row's group, so that rows that belong together stay together."""
+"""Train, val and test: by the salted hash of each row's group, so that rows that belong together stay together.
+
+Groups stand in the import's index, because there may be more of them than fit into memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
+from array import array
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 from lorasmith.errors import InvalidData
-from lorasmith.schemas.data import PARTS, DataPreparationSpec, Example, Part
+from lorasmith.schemas.data import PARTS, DataPreparationSpec, Part
+from lorasmith.services.data_index import ImportIndex
 
 Shares = tuple[float, float, float]
 LARGE = 1000  # rows from which the shares of a hash split are worth checking
 TOLERANCE = 0.03
+FREE = "pinned IS NULL"  # groups that no row assigns to a part
 
 
-@dataclass(frozen=True)
-class Split:
-    """The part of each group, and what a reader should know about it."""
+def assign_parts(index: ImportIndex, pinned_rows: Mapping[Part, int], spec: DataPreparationSpec) -> str | None:
+    """Give each group of the index its part; returns what a reader should know about it.
 
-    part_of_row: dict[int, Part]
-    note: str | None
-
-
-def split_examples(examples: Sequence[Example], pinned: Mapping[int, Part], spec: DataPreparationSpec) -> Split:
-    """The part of each example, keyed by its input row.
-
-    `pinned` rows fall where they ask to, and take the rest of their group with them. Adding rows never moves old ones,
-    unless `spec.exact` asks for shares that are as near as the groups allow.
+    `pinned_rows` counts the rows that ask for a part themselves: they fall there, and take the rest of their group with
+    them. Adding rows never moves old ones, unless `spec.exact` asks for shares that are as near as the groups allow.
     """
-    part_of_group: dict[str, Part] = {}
-    for example in examples:
-        if example.row in pinned:
-            part_of_group.setdefault(example.group, pinned[example.row])
-    sizes = Counter(example.group for example in examples if example.group not in part_of_group)
-    parts_of_pins = set(pinned.values())
+    run = index.connection.execute
+    run(f"UPDATE groups SET part = pinned WHERE NOT {FREE}")
+    free = run(f"SELECT count(*) FROM groups WHERE {FREE}").fetchone()[0]
+    pinned_parts = {part for part, rows in pinned_rows.items() if rows}
     notes = []
     wanted = [part for part, share in zip(PARTS, spec.split, strict=True) if share > 0]
-    if sizes and len(sizes) < len(set(wanted) - parts_of_pins):
-        part_of_group.update(dict.fromkeys(sizes, "train"))
-        notes.append(f"{counted(len(sizes), 'group')} cannot fill {len(wanted)} parts: all are in train")
-    elif sizes:
+    if free and free < len(set(wanted) - pinned_parts):
+        run(f"UPDATE groups SET part = 'train' WHERE {FREE}")
+        notes.append(f"{counted(free, 'group')} cannot fill {len(wanted)} parts: all are in train")
+    elif free:
         cut = split_exactly if spec.exact else split_by_hash
-        free = cut(sizes, spec.split, spec.salt)
-        notes += fill_empty_parts(free, [part for part in wanted if part not in parts_of_pins], spec)
-        part_of_group.update(free)
-    part_of_row = {example.row: pinned.get(example.row) or part_of_group[example.group] for example in examples}
-    if examples and "train" not in part_of_row.values():
+        cut(index, spec.split)
+        notes += fill_empty_parts(index, [part for part in wanted if part not in pinned_parts], spec)
+    free_rows: dict[Part, int] = dict(run(f"SELECT part, sum(rows) FROM groups WHERE {FREE} GROUP BY part").fetchall())
+    total = run("SELECT coalesce(sum(rows), 0) FROM groups").fetchone()[0]
+    if total and not free_rows.get("train") and "train" not in pinned_parts:
         raise InvalidData(
-            f"no row is left for train: all {len(examples)} ask for another part in their field `split`",
+            f"no row is left for train: all {total} ask for another part in their field `split`",
             hint="take the field `split` out of some rows, or set it to train",
         )
-    notes += spread_groups(examples, part_of_row)
-    notes += [] if spec.exact or pinned else uneven_shares(part_of_row, spec.split)
-    return Split(part_of_row, "; ".join(notes) or None)
+    spread = run("SELECT count(*) FROM groups WHERE spread").fetchone()[0]
+    if spread:
+        notes.append(f"{counted(spread, 'group')} in more than one part, as the field `split` asks")
+    notes += [] if spec.exact or pinned_parts else uneven_shares(free_rows, total, spec.split)
+    return "; ".join(notes) or None
 
 
 def group_position(group: str, salt: str) -> float:
@@ -71,28 +68,38 @@ def part_ranges(shares: Shares) -> dict[Part, tuple[float, float]]:
     return {part: bounds[part] for part, share in zip(PARTS, shares, strict=True) if share > 0}
 
 
-def split_by_hash(sizes: Mapping[str, int], shares: Shares, salt: str) -> dict[str, Part]:
+def split_by_hash(index: ImportIndex, shares: Shares) -> None:
     ranges = part_ranges(shares)
     last = list(ranges)[-1]  # also for a position that rounding puts above the last bound
-    positions = {group: group_position(group, salt) for group in sizes}
-    return {
-        group: next((part for part, (_, upper) in ranges.items() if position < upper), last)
-        for group, position in positions.items()
-    }
+    index.connection.execute(f"UPDATE groups SET part = ? WHERE {FREE}", (last,))
+    for part, (_, upper) in reversed(ranges.items()):
+        index.connection.execute(f"UPDATE groups SET part = ? WHERE {FREE} AND position < ?", (part, upper))
 
 
-def split_exactly(sizes: Mapping[str, int], shares: Shares, salt: str) -> dict[str, Part]:
+def split_exactly(index: ImportIndex, shares: Shares) -> None:
     """Groups in the order of their hash, cut where the row counts come nearest to the shares (rounded down)."""
-    ordered = sorted(sizes, key=lambda group: (group_position(group, salt), group))
-    rows_before = [0, *accumulate(sizes[group] for group in ordered)]
-    result: dict[str, Part] = {}
+    ordered = f"FROM groups WHERE {FREE} ORDER BY position, name"
+    sizes = (size for (size,) in index.connection.execute(f"SELECT rows {ordered}"))
+    rows_before = array("Q", accumulate(sizes, initial=0))  # 8 bytes a group
     start = 0
-    targets = exact_counts(sum(sizes.values()), shares)
+    targets = exact_counts(rows_before[-1], shares)
     for part, boundary in zip(targets, accumulate(targets.values()), strict=True):
-        end = min(range(start, len(rows_before)), key=lambda index: abs(rows_before[index] - boundary))
-        result.update(dict.fromkeys(ordered[start:end], part))
+        end = nearest(rows_before, boundary, start)
+        index.connection.execute(
+            f"UPDATE groups SET part = ? WHERE name IN (SELECT name {ordered} LIMIT ? OFFSET ?)",
+            (part, end - start, start),
+        )
         start = end
-    return result
+
+
+def nearest(ascending: Sequence[int], value: int, start: int) -> int:
+    """Index from `start` on whose entry is nearest to the value; of two as near, the first."""
+    above = bisect_left(ascending, value, lo=start)
+    if above == len(ascending):
+        return above - 1
+    if above > start and value - ascending[above - 1] <= ascending[above] - value:
+        return above - 1
+    return above
 
 
 def exact_counts(num_rows: int, shares: Shares) -> dict[Part, int]:
@@ -107,38 +114,35 @@ def exact_counts(num_rows: int, shares: Shares) -> dict[Part, int]:
     return counts
 
 
-def fill_empty_parts(part_of_group: dict[str, Part], wanted: Sequence[Part], spec: DataPreparationSpec) -> list[str]:
-    """Move the nearest group into each wanted part that came out empty, and say so. Changes `part_of_group`."""
+def fill_empty_parts(index: ImportIndex, wanted: Sequence[Part], spec: DataPreparationSpec) -> list[str]:
+    """Move the nearest group into each wanted part that came out empty, and say so."""
     notes = []
-    positions = {group: group_position(group, spec.salt) for group in part_of_group}
+    run = index.connection.execute
     for part in wanted:
-        counts = Counter(part_of_group.values())
-        if counts[part]:
+        counts: dict[Part, int] = dict(run(f"SELECT part, count(*) FROM groups WHERE {FREE} GROUP BY part").fetchall())
+        if counts.get(part):
             continue
         lower, upper = part_ranges(spec.split)[part]
-        movable = (group for group, present in part_of_group.items() if counts[present] > 1 or present not in wanted)
-        _, nearest = min((max(lower - positions[group], positions[group] - upper), group) for group in movable)
-        notes.append(f"{part} came out empty, so the nearest group was moved there from {part_of_group[nearest]}")
-        part_of_group[nearest] = part
+        movable = [other for other, count in counts.items() if count > 1 or other not in wanted]
+        marks = ", ".join("?" * len(movable))
+        name, before = run(
+            f"SELECT name, part FROM groups WHERE {FREE} AND part IN ({marks}) "
+            "ORDER BY max(? - position, position - ?), name LIMIT 1",
+            (*movable, lower, upper),
+        ).fetchone()
+        notes.append(f"{part} came out empty, so the nearest group was moved there from {before}")
+        run("UPDATE groups SET part = ? WHERE name = ?", (part, name))
     return notes
 
 
-def spread_groups(examples: Sequence[Example], part_of_row: Mapping[int, Part]) -> list[str]:
-    pairs = {(example.group, part_of_row[example.row]) for example in examples}
-    spread = sum(1 for count in Counter(group for group, _ in pairs).values() if count > 1)
-    return [f"{counted(spread, 'group')} in more than one part, as the field `split` asks"] if spread else []
-
-
-def uneven_shares(part_of_row: Mapping[int, Part], shares: Shares) -> list[str]:
-    counts = Counter(part_of_row.values())
-    total = len(part_of_row)
+def uneven_shares(rows: Mapping[Part, int], total: int, shares: Shares) -> list[str]:
     if total < LARGE:
         return []
     return [
-        f"{part} holds {counts[part] / total:.1%} rather than {share:.0%}, because whole groups were assigned by "
+        f"{part} holds {rows.get(part, 0) / total:.1%} rather than {share:.0%}, because whole groups were assigned by "
         "their hash: --exact comes nearer"
         for part, share in zip(PARTS, shares, strict=True)
-        if abs(counts[part] / total - share) > TOLERANCE
+        if abs(rows.get(part, 0) / total - share) > TOLERANCE
     ]
 
 

@@ -59,18 +59,21 @@ def add_model(workbench: Workbench, location: str, name: str | None) -> BaseMode
     return workbench.models.add(entry)
 
 
-def resolve_model(workbench: Workbench, name: str) -> ResolvedModel:
-    """`starter`, a registered name, a folder or a hub id; a folder is checked here, before anything is started."""
+def resolve_model(workbench: Workbench, name: str, *, weights: bool = True) -> ResolvedModel:
+    """`starter`, a registered name, a folder or a hub id; a folder is checked here, before anything is started.
+
+    Without `weights` a folder may hold config and tokenizer alone.
+    """
     if name == STARTER:
         return ResolvedModel(STARTER, str(starter_model()))
     entry = workbench.models.get(name)
     if entry is not None:
         if entry.source == "folder":
-            check_model_folder(Path(entry.location))
+            check_model_folder(Path(entry.location), weights=weights)
         return ResolvedModel(entry.name, entry.location)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        check_model_folder(folder)
+        check_model_folder(folder, weights=weights)
         return ResolvedModel(str(folder.resolve()), str(folder.resolve()))
     if HUB_ID.fullmatch(name) and not name.startswith("."):
         return ResolvedModel(name, name)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from lorasmith.errors import InvalidSpec, NotFound, did_you_mean
+from lorasmith.schemas.training import SAID_OTHERWISE
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -31,6 +32,8 @@ def describe(kind: type[BaseModel], problem: Any) -> str:
         names = field_names(parent) if parent else []
         near = did_you_mean(location[-1], names)
         prefix = ".".join(location[:-1])
+        if location[-1] in SAID_OTHERWISE:
+            return f"there is no field {path!r}; say {SAID_OTHERWISE[location[-1]]}"
         if near and prefix:
             near = near.replace("did you mean '", f"did you mean '{prefix}.")
         return f"there is no field {path!r}{near}"

@@ -125,10 +125,26 @@ def check_runnable(spec: TrainingSpec, dataset: str, validation_rows: int) -> No
     """Raise before the job exists for what the engine would refuse after loading the model."""
     if spec.training.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
         raise MissingExtra("optimizer adamw_8bit", "quant")
+    check_quantization(spec)
     if spec.training.needs_validation and not validation_rows:
         raise InvalidSpec(
             f"{spec.training.needs_validation} needs validation rows, and dataset {dataset!r} has none",
             hint="split it with a validation part: lorasmith data split --help",
+        )
+
+
+def check_quantization(spec: TrainingSpec) -> None:
+    """Raise for an adapter that does not go with its base as it is stored while training."""
+    init, quantization = spec.lora.init, spec.training.quantization
+    if init == "loftq" and not spec.training.quantizes:
+        raise InvalidSpec(
+            "lora.init loftq starts from what quantising the base loses, and training.quantization is none",
+            hint="--set training.quantization=nf4, or --set lora.init=pissa",
+        )
+    if spec.lora.use_dora and spec.training.quantizes:
+        raise InvalidSpec(
+            f"lora.use_dora measures the base's weights in each step, and training.quantization={quantization} stores them in fewer bits",
+            hint="train with lora.use_dora=false, or with training.quantization=none",
         )
 
 

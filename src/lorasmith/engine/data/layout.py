@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import ALL_CHECKS, RowChecks
-from lorasmith.engine.data.rendering import answered_turns, render_text
+from lorasmith.engine.data.rendering import Tools, answered_turns, render_text
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import Example, Message
 
@@ -47,9 +47,9 @@ def token_layout(tokenizer: PreTrainedTokenizerBase, example: Example) -> Layout
         )
     if example.messages is None:
         return completion_layout(tokenizer, example.text or "")
-    turns = answered_turns(tokenizer, example.messages, RowChecks(example.row, ALL_CHECKS))
+    turns = answered_turns(tokenizer, example, RowChecks(example.row, ALL_CHECKS))
     pieces = [piece for turn in turns for piece in (turn.context, turn.answer)]
-    spans = content_spans(tokenizer, answered(example.messages), "".join(pieces))
+    spans = content_spans(tokenizer, answered(example.messages), "".join(pieces), example.tools)
     tokens: list[Span] = []
     begin = 0
     for piece in pieces:
@@ -101,13 +101,15 @@ def answered(messages: Sequence[Message]) -> list[Message]:
     return list(messages[: last + 1])
 
 
-def content_spans(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str) -> list[Span] | None:
+def content_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], text: str, tools: Tools | None = None
+) -> list[Span] | None:
     """Where each message's content stands in the rendered text; None when the template changes contents.
 
     The conversation is rendered with marks in place of contents; what stands between the marks is the template.
     """
     marked = [message.model_copy(update={"content": MARK.format(index)}) for index, message in enumerate(messages)]
-    pieces = MARKS.split(render_text(tokenizer, marked, prompt=False))
+    pieces = MARKS.split(render_text(tokenizer, marked, prompt=False, tools=tools))
     if [int(piece) for piece in pieces[1::2]] != list(range(len(messages))):
         return None
     fragments = pieces[0::2]

@@ -11,12 +11,15 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import RowChecks
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import CheckName, Example, Message
+
+Tools = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,24 @@ class RenderedExample:
 
 @dataclass(frozen=True)
 class Turn:
-    """Text since the turn before, the answer with what ends it, and all that a server sends before this answer."""
+    """Text since the turn before, the answer with what ends it, all that a server sends before this answer, and
+    whether the answer is trained."""
 
     context: str
     answer: str
     served: str
+    trained: bool
 
 
-def render_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool) -> str:
-    """The conversation as text; `prompt` ends it where the assistant's next turn begins."""
+def render_text(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool, tools: Tools | None = None
+) -> str:
+    """The conversation as text; `prompt` ends it where the assistant's next turn begins. `tools` are those offered."""
     rendered = tokenizer.apply_chat_template(
-        [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=prompt
+        [message.for_template() for message in messages],
+        tools=[*tools] if tools else None,
+        tokenize=False,
+        add_generation_prompt=prompt,
     )
     assert isinstance(rendered, str)
     return rendered
@@ -58,9 +68,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
+) -> list[int]:
     """What a server feeds before the assistant's next turn."""
-    return encode(tokenizer, render_text(tokenizer, messages, prompt=True))
+    return encode(tokenizer, render_text(tokenizer, messages, prompt=True, tools=tools))
 
 
 def render_example(
@@ -73,7 +85,7 @@ def render_example(
     check_special_tokens(tokenizer, example.messages, checks)
     ids: list[int] = []
     trained: list[bool] = []
-    for turn in answered_turns(tokenizer, example.messages, checks):
+    for turn in answered_turns(tokenizer, example, checks):
         context = encode(tokenizer, turn.context)
         answer = encode(tokenizer, turn.answer)
         if turn.context != turn.served and ids + context != encode(tokenizer, turn.served):
@@ -81,6 +93,8 @@ def render_example(
                 "prompt-differs-when-served", "the prompt has other token ids in training than when it is served"
             )
         stop = next((position for position, token in enumerate(answer) if token in stop_ids), None)
+        if stop is None and not turn.trained:
+            stop = len(answer) - 1
         if stop is None:
             checks.fail(
                 "stop-token-not-trained",
@@ -88,37 +102,49 @@ def render_example(
             )
             stop = len(answer) - 1
         ids += context + answer
-        trained += [False] * len(context) + [position <= stop for position in range(len(answer))]
+        trained += [False] * len(context) + [turn.trained and position <= stop for position in range(len(answer))]
     return RenderedExample(example.id, example.row, ids, trained, tuple(checks.overridden))
 
 
-def answered_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], checks: RowChecks) -> list[Turn]:
+def answered_turns(tokenizer: PreTrainedTokenizerBase, example: Example, checks: RowChecks) -> list[Turn]:
     """One turn for each answer; the pieces in order are the text of the conversation up to its last answer."""
+    messages = example.messages or []
     turns: list[Turn] = []
     done = ""
     for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
-        before = render_text(tokenizer, messages[:index], prompt=True)
-        after = render_text(tokenizer, messages[: index + 1], prompt=False)
+        before = render_text(tokenizer, messages[:index], prompt=True, tools=example.tools)
+        after = render_text(tokenizer, messages[: index + 1], prompt=False, tools=example.tools)
         if not before.startswith(done) or not after.startswith(before):
             checks.fail(
                 "template-rewrites-history",
                 f"the chat template renders turn {index + 1} differently once it is answered",
             )
-            return [last_turn(tokenizer, messages)]
-        turns.append(Turn(before[len(done) :], after[len(before) :], before))
+            return [last_turn(tokenizer, messages, example.tools)]
+        check_calls(message, after[len(before) :], example.row)
+        turns.append(Turn(before[len(done) :], after[len(before) :], before, message.is_trained))
         done = after
     return turns
 
 
-def last_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Turn:
+def check_calls(message: Message, rendered: str, row: int) -> None:
+    """Raise where the template leaves out a call of a tool: the answer would be trained without it."""
+    for call in message.tool_calls or ():
+        if call.function.name not in rendered:
+            raise InvalidSpec(
+                f"row {row}: the chat template does not render the call of {call.function.name!r}",
+                hint="choose a model whose template knows tools, or leave rows with calls out",
+            )
+
+
+def last_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None) -> Turn:
     """The whole conversation as the context of its last answer, whatever the template did to earlier ones."""
     last = max(index for index, message in enumerate(messages) if message.role == "assistant")
-    served = render_text(tokenizer, messages[:last], prompt=True)
-    after = render_text(tokenizer, messages[: last + 1], prompt=False)
+    served = render_text(tokenizer, messages[:last], prompt=True, tools=tools)
+    after = render_text(tokenizer, messages[: last + 1], prompt=False, tools=tools)
     shared = next((place for place, (a, b) in enumerate(zip(served, after, strict=False)) if a != b), len(served))
-    return Turn(after[:shared], after[shared:], served)
+    return Turn(after[:shared], after[shared:], served, messages[last].is_trained)
 
 
 def render_completion(tokenizer: PreTrainedTokenizerBase, example: Example) -> RenderedExample:
@@ -135,7 +161,8 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[
     """A special token inside a message would end or fake a turn."""
     pattern = special_tokens_pattern(tokenizer)
     for message in messages:
-        found = pattern.search(message.content) if pattern else None
+        calls = "".join(call.model_dump_json() for call in message.tool_calls or ())
+        found = pattern.search(message.content + calls) if pattern else None
         if found:
             checks.fail("special-token-in-message", f"the {message.role} message holds the special token {found[0]!r}")
 

@@ -35,7 +35,7 @@ class FewShot:
 
 def make_case(tokenizer: PreTrainedTokenizerBase, example: Example, stop_ids: set[int]) -> Case:
     rendered = render_example(tokenizer, example, stop_ids)
-    prompt = prompt_ids(tokenizer, example.prompt_messages()) if example.messages is not None else None
+    prompt = prompt_ids(tokenizer, example.prompt_messages(), example.tools) if example.messages is not None else None
     return Case(example, rendered, prompt)
 
 

@@ -23,6 +23,7 @@ from lorasmith.engine.evaluation.metrics import parameter_count
 from lorasmith.engine.evaluation.report import report_html
 from lorasmith.engine.evaluation.scoring import perplexity
 from lorasmith.engine.evaluation.verdict import verdict
+from lorasmith.engine.lora.quantized import Quantization
 from lorasmith.engine.models.generation import LanguageModel, unwrapped
 from lorasmith.engine.models.loading import (
     check_base,
@@ -34,7 +35,8 @@ from lorasmith.engine.models.loading import (
     model_folder,
 )
 from lorasmith.engine.reporting import Reporter
-from lorasmith.files import new_id, staged_folder, write_text
+from lorasmith.errors import InvalidSpec
+from lorasmith.files import new_id, read_json, staged_folder, write_text
 from lorasmith.schemas.data import Example
 from lorasmith.schemas.evaluation import (
     Comparison,
@@ -55,7 +57,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
     spec = EvaluationSpec.model_validate(order.spec)
     inputs = EvaluationInputs.model_validate(order.inputs)
     report("phase", name="loading")
-    model, tokenizer = load(inputs)
+    model, tokenizer = load(inputs, Quantization.named(spec.quantization, spec.double_quantization))
     examples = sorted(read_examples(Path(inputs.examples_file)), key=lambda example: example.id)[: spec.limit]
     if any(example.messages is not None for example in examples):
         choose_template(tokenizer, spec.template)
@@ -112,10 +114,12 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
     return evaluation
 
 
-def load(inputs: EvaluationInputs) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+def load(inputs: EvaluationInputs, quantization: Quantization | None) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """One resident base in float32, with the adapter on it, and the tokenizer that the adapter was trained with."""
     base_folder = model_folder(inputs.model_folder)
-    base = load_model(base_folder, torch.float32)
+    if quantization and inputs.adapter_folder:
+        refuse_moved_weights(Path(inputs.adapter_folder))
+    base = load_model(base_folder, torch.float32, quantization)
     if inputs.adapter_folder is None:
         return base, load_tokenizer(base_folder)
     adapter_folder = Path(inputs.adapter_folder)
@@ -123,6 +127,17 @@ def load(inputs: EvaluationInputs) -> tuple[LanguageModel, PreTrainedTokenizerBa
     has_tokenizer = (adapter_folder / "tokenizer.json").is_file() or (adapter_folder / "tokenizer.model").is_file()
     tokenizer = load_tokenizer(adapter_folder if has_tokenizer else base_folder)
     return load_adapter(base, adapter_folder), tokenizer
+
+
+def refuse_moved_weights(adapter_folder: Path) -> None:
+    """Raise `InvalidSpec` for an adapter that was trained beside other weights than those that quantising the base gives."""
+    config = adapter_folder / "training_config.json"
+    init = read_json(config)["lora"]["init"] if config.is_file() else "default"
+    if init in ("pissa", "olora", "loftq"):
+        raise InvalidSpec(
+            f"lora.init={init} took the adapter's first weights out of the base before it was quantised; a quantised base has them still",
+            hint="evaluate it on the full base: --quantization none",
+        )
 
 
 def shots_for(
@@ -203,7 +218,9 @@ def settings(
         "decoding": "greedy",
         "stop_tokens": tokenizer.convert_ids_to_tokens(sorted(stop_ids)),
         "context_tokens": context,
-        **spec.model_dump(include={"part", "limit", "shots", "max_new_tokens", "batch_size", "resamples", "seed"}),
+        **spec.model_dump(
+            include={"part", "limit", "shots", "max_new_tokens", "batch_size", "quantization", "resamples", "seed"}
+        ),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -217,8 +234,12 @@ def command(spec: EvaluationSpec) -> str:
     """The shell command that measures the same again."""
     words = ["lorasmith", "eval", *([spec.adapter] if spec.adapter is not None else [])]
     for field, value in spec.model_dump(exclude={"adapter"}, exclude_none=True).items():
+        option = field.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+            continue
         for item in value if isinstance(value, list) else [value]:
-            words += [f"--{field.replace('_', '-')}", str(item)]
+            words += [f"--{option}", str(item)]
     return shlex.join(words)
 
 

@@ -78,6 +78,7 @@ class LoRAConfig:
     layers: list[int] | None = None
     modules_to_save: list[str] = field(default_factory=list)
     init: InitialWeights = "default"
+    loftq_iterations: int = 1
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -93,6 +94,8 @@ class LoRAConfig:
         if self.init not in get_args(InitialWeights):
             known = get_args(InitialWeights)
             raise InvalidSpec(f"no init {self.init!r}{did_you_mean(self.init, known)}", hint=", ".join(known))
+        if self.loftq_iterations < 1:
+            raise InvalidSpec(f"loftq_iterations must be at least 1, got {self.loftq_iterations}")
         if not 0 <= self.dropout < 1:
             raise InvalidSpec(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not self.target_modules:
@@ -142,6 +145,11 @@ def whole(number: float) -> Any:
 def fit(config: LoRAConfig, model: PreTrainedModel) -> LoRAConfig:
     """The config with the names of this model's modules; raises `InvalidSpec` for whatever has no place in it."""
     targets = resolve_target_modules(model, config.target_modules)
+    if config.init == "loftq" and not quantized_names(model):
+        raise InvalidSpec(
+            "init 'loftq' starts from what quantising the base loses, and this base is not quantised",
+            hint="train with quantization='nf4', or with init='pissa'",
+        )
     for name in config.modules_to_save:
         check_module_to_save(model, name, targets)
     shapes = adapted_shapes(model, targets, config.layers)
@@ -150,7 +158,7 @@ def fit(config: LoRAConfig, model: PreTrainedModel) -> LoRAConfig:
             check_pattern(field_name, key, shapes)
     for name, shape in shapes.items():
         rank = config.rank_pattern.get(pattern_of(name, config.rank_pattern) or "", config.r)
-        if config.init in ("pissa", "olora") and rank > min(shape):
+        if config.init in ("pissa", "olora", "loftq") and rank > min(shape):
             raise InvalidSpec(
                 f"init {config.init!r} takes a rank of at most {min(shape)} for {name!r}, got {rank}",
                 hint="a lower rank, or rank_pattern for these modules",
@@ -206,9 +214,21 @@ def check_pattern(field_name: str, key: str, names: Iterable[str]) -> None:
         )
 
 
+def quantized_names(model: PreTrainedModel) -> set[str]:
+    """Last name parts of the layers that are stored in fewer bits."""
+    from lorasmith.engine.lora.quantized_linear import QuantizedLinear
+
+    return {path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
 def check_module_to_save(model: PreTrainedModel, name: str, targets: list[str]) -> None:
     if name in targets:
         raise InvalidSpec(f"{name!r} is in target_modules and in modules_to_save", hint="leave it out of one of them")
+    if name in quantized_names(model):
+        raise InvalidSpec(
+            f"modules_to_save {name!r} is quantised with the base, so it cannot train whole",
+            hint="put it into target_modules, or train with quantization none",
+        )
     with_weights = {
         path.rpartition(".")[2]
         for path, module in model.named_modules()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lorasmith.engine.lora.quantized import QuantizedWeight
 from lorasmith.engine.models.workspace import Workspace
 
 PACKED_FOR_TOKENS = 1024  # the layout chosen for this many rows is as fast from 512 to 4,096
@@ -58,6 +60,31 @@ class PackedMatrix:
 
     def backward(self, gradient: Tensor, workspace: Workspace, name: str) -> Tensor:
         return packed_product(gradient, self.back, None)
+
+
+class QuantizedMatrix:
+    """Weights in 4 or 8 bits, one below the other, shared with the model they came from.
+
+    W is dequantised into one buffer for all matrices, each time it is used: blocks of rows that stay in the cache made
+    the products slower than they saved (benchmarks/NOTES.md).
+    """
+
+    def __init__(self, parts: Sequence[QuantizedWeight]) -> None:
+        self.parts = parts
+        self.path: str = parts[0].kind
+
+    def forward(self, x: Tensor, bias: Tensor | None, workspace: Workspace, name: str) -> Tensor:
+        return PlainMatrix(self.dequantize(workspace)).forward(x, bias, workspace, name)
+
+    def backward(self, gradient: Tensor, workspace: Workspace, name: str) -> Tensor:
+        return PlainMatrix(self.dequantize(workspace)).backward(gradient, workspace, name)
+
+    def dequantize(self, workspace: Workspace) -> Tensor:
+        rows = [part.shape[0] for part in self.parts]
+        weight = workspace.take("dequantized", sum(rows), self.parts[0].shape[1])
+        for part, place in zip(self.parts, weight.split(rows), strict=True):
+            part.dequantize(place)
+        return weight
 
 
 def pack_weight(weight: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from peft import PeftModel
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from lorasmith.engine.lora.frozen import FrozenMatrix, PackedMatrix, PlainMatrix
+from lorasmith.engine.lora.frozen import FrozenMatrix, PackedMatrix, PlainMatrix, QuantizedMatrix
 from lorasmith.engine.lora.group import LoRAGroup, LowRank
+from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.attention import Heads
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma")
@@ -181,7 +182,7 @@ def check_adapter(model: PeftModel) -> None:
     for name, module in model.named_modules():
         if not hasattr(module, "lora_A"):
             continue
-        if type(module) is not PeftLinear or type(module.base_layer) is not nn.Linear:
+        if type(module) is not PeftLinear or type(module.base_layer) not in (nn.Linear, QuantizedLinear):
             raise NotPacked(f"{name} is a {type(module.get_base_layer()).__name__}, not a plain linear layer")
         if module.lora_variant:
             raise NotPacked(f"{name} uses a variant of LoRA")
@@ -205,8 +206,16 @@ def read_group(name: str, linears: tuple[nn.Module, ...], modules: dict[int, str
         start = columns.stop
         if isinstance(linear, PeftLinear):
             updates += read_updates(linear, modules[id(linear)], columns)
-    matrix = PlainMatrix(join_weights(bases))
-    return LoRAGroup(name, matrix, bias, [modules[id(linear)] for linear in linears], updates)
+    return LoRAGroup(name, frozen_matrix(name, bases), bias, [modules[id(linear)] for linear in linears], updates)
+
+
+def frozen_matrix(name: str, bases: list[Any]) -> FrozenMatrix:
+    quantized = [base.stored for base in bases if isinstance(base, QuantizedLinear)]
+    if not quantized:
+        return PlainMatrix(join_weights(bases))
+    if len(quantized) < len(bases):
+        raise NotPacked(f"only some of {name} are quantised")
+    return QuantizedMatrix(quantized)
 
 
 def join_weights(bases: list[Any]) -> Tensor:

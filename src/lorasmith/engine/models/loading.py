@@ -13,16 +13,22 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.models.quantized_loading import load_quantized_model
 from lorasmith.errors import InvalidModel, NotFound
 from lorasmith.files import read_json
 from lorasmith.model_files import check_model_folder
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+WEIGHT_PATTERN = "*.safetensors"
+HUB_PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt"]
 
 
-def model_folder(location: str) -> Path:
-    """The local folder of a model; a hub id is fetched into the Hugging Face cache, or found there when offline."""
+def model_folder(location: str, *, weights: bool = True) -> Path:
+    """The local folder of a model; a hub id is fetched into the Hugging Face cache, or found there when offline.
+
+    Without `weights` everything else is fetched.
+    """
     folder = Path(location)
     if folder.is_dir():
         return folder
@@ -30,7 +36,7 @@ def model_folder(location: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(location, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(location, allow_patterns=[*HUB_PATTERNS, *([WEIGHT_PATTERN] if weights else [])]))
     except HFValidationError:
         raise NotFound(f"no model folder {location}", hint="give a folder, a hub id or `starter`") from None
     except LocalEntryNotFoundError as error:
@@ -47,9 +53,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, quantization: Quantization | None = None
+) -> PreTrainedModel:
     """A causal LM in eval mode, every weight from the folder; raises `InvalidModel` when one is missing."""
     check_model_folder(folder)
+    if quantization is not None:
+        return load_quantized_model(folder, dtype, quantization)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (ValueError, KeyError, RuntimeError) as error:

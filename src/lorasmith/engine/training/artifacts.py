@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import prompt_ids
+from lorasmith.engine.lora.quantized import Quantization
 from lorasmith.engine.models.loading import base_fingerprint
 from lorasmith.engine.training.initial import save_adapter
 from lorasmith.engine.training.loop import TrainingRun
@@ -42,7 +43,7 @@ def write_adapter(
         training.model.peft_config["default"].base_model_name_or_path = inputs.model_name
         save_adapter(training.model, folder, training.initial)
         tokenizer.save_pretrained(folder)
-        write_json(folder / "passport.json", passport(order, inputs, tokenizer, base_folder, result))
+        write_json(folder / "passport.json", passport(order, spec, inputs, tokenizer, base_folder, result))
         write_json(folder / "training_config.json", spec.model_dump())
         plot_loss(folder / "loss.png", training, result)
         write_text(folder / "README.md", model_card(spec, inputs, result))
@@ -50,6 +51,7 @@ def write_adapter(
 
 def passport(
     order: JobOrder,
+    spec: TrainingSpec,
     inputs: TrainingInputs,
     tokenizer: PreTrainedTokenizerBase,
     base_folder: Path,
@@ -68,6 +70,7 @@ def passport(
     return {
         "base_model": inputs.model_name,
         "base_fingerprint": base_fingerprint(base_folder),
+        "base_quantization": base_quantization(spec),
         "chat_template": template,
         "tokenizer_sha256": sha256_bytes(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()),
         "probes": probes,
@@ -76,6 +79,13 @@ def passport(
         "metrics": {"validation_loss": result.validation_loss, "trained_tokens": result.trained_tokens},
         "parents": [],
     }
+
+
+def base_quantization(spec: TrainingSpec) -> dict[str, Any] | None:
+    """How the base was stored while the adapter was trained, or None where it was as it is on disk."""
+    if not spec.training.quantizes:
+        return None
+    return spec.training.model_dump(include={"quantization", "double_quantization"})
 
 
 def plot_loss(path: Path, training: TrainingRun, result: TrainingResult) -> None:
@@ -117,6 +127,13 @@ def model_card(spec: TrainingSpec, inputs: TrainingInputs, result: TrainingResul
         if result.validation_loss is None
         else f"| validation loss (nats per token) | {result.validation_loss:.4f} |\n"
     )
+    quantization = Quantization.named(spec.training.quantization, spec.training.double_quantization)
+    quantized = (
+        f"\nThe base was stored in {quantization} while the adapter was trained. On the base as it is, answers differ\n"
+        "from those in training by what quantising takes away.\n"
+        if quantization
+        else ""
+    )
     fallback = "" if result.fallback is None else f"| computed by PEFT, as | {result.fallback} |\n"
     return f"""---
 base_model: {inputs.model_name}
@@ -129,7 +146,7 @@ tags: [lora, lorasmith]
 
 A LoRA adapter for `{inputs.model_name}`, trained on the dataset `{inputs.dataset_name}`
 (`sha256:{inputs.dataset_sha256[:16]}…`).
-
+{quantized}
 ![training and validation loss](loss.png)
 
 | measured | |

@@ -33,6 +33,7 @@ class Progress:
     interval_nats: float = 0.0
     interval_tokens: int = 0
     skipped: int = 0
+    first_loss: float | None = None
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -47,11 +48,15 @@ def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def checkpoint_folder(job: Path, step: int) -> Path:
+    return job / FOLDER / f"step-{step:06d}"
+
+
 def save_checkpoint(
     job: Path, model: PeftModel, optimizer: Optimizer, progress: Progress, keep: int, initial: Mapping[str, Tensor]
 ) -> Path:
     """Write `checkpoints/step-…`; only when it is whole are older ones beyond `keep` removed."""
-    target = job / FOLDER / f"step-{progress.step:06d}"
+    target = checkpoint_folder(job, progress.step)
     with staged_folder(target, replace=True) as folder:
         save_adapter(model, folder, initial)
         tensors: dict[str, Tensor] = {}

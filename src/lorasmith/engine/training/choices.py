@@ -20,6 +20,7 @@ from lorasmith.engine.models.prefix_cache import PrefixCache
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.computation import Computation, PackedComputation, PeftComputation, checked_decoder
+from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.loss import CompletionLoss
 from lorasmith.files import read_json, write_json
 from lorasmith.schemas.training import TrainingSettings
@@ -36,27 +37,35 @@ FREE_DISK_SHARE = 0.5  # of the disk, which a cache may take
 
 
 class Choices:
-    """`machine.json` of a job folder. A change of threads or libraries is announced: the run is then not repeatable."""
+    """`machine.json` of a job folder. A change of processes, threads or libraries is announced: the run is then not repeatable."""
 
-    def __init__(self, folder: Path, report: Reporter) -> None:
+    def __init__(self, folder: Path, report: Reporter, devices: Devices) -> None:
         self.path = folder / "machine.json"
-        self.made: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
-        now = {"threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__}
+        self.devices = devices
+        self.made: dict[str, Any] = devices.agree(read_json(self.path) if self.path.exists() else {})
+        now = {
+            "processes": devices.count,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
         for key, value in now.items():
             before = self.made.setdefault(key, value)
             if before != value:
                 report("warning", text=f"{key} was {before} and is {value}: the run is no longer exactly repeatable")
 
     def once(self, name: str, measure: Callable[[], Choice]) -> Choice:
-        """What was chosen when the run began."""
+        """What was chosen when the run began, by its first process."""
         if name not in self.made:
-            self.change(name, measure())
+            measured: Any = self.devices.agree(measure() if self.devices.first else None)
+            self.change(name, measured)
         chosen: Choice = self.made[name]
         return chosen
 
     def change(self, name: str, value: str | int) -> None:
         self.made[name] = value
-        write_json(self.path, self.made)
+        if self.devices.first:
+            write_json(self.path, self.made)
 
 
 def choose_computation(
@@ -87,7 +96,9 @@ def choose_computation(
             batch_rows=choices.made.get(MICRO_BATCH, settings.batch_size),
             reason=str(reason),
         )
-    memory = choices.once("memory", lambda: choose_memory(settings.memory, decoder.dtype, packing_bytes(decoder)))
+    wanted = "lean" if settings.quantizes else settings.memory
+    copies_bytes = packing_bytes(decoder) * choices.devices.count
+    memory = choices.once("memory", lambda: choose_memory(wanted, decoder.dtype, copies_bytes))
     if memory == "fast":
         pack_weights(decoder, model)
     retain_heap()

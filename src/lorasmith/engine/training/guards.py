@@ -18,13 +18,18 @@ REMEMBERED_NORMS = 50
 LEAST_NORMS = 10  # before that, the first steps of a run are not yet a measure
 
 
-def trouble(loss: float, norm: float, norms: Sequence[float]) -> str | None:
-    """Why a step must not be taken, or None. `norms` are the gradient norms of the steps before it."""
+def trouble(loss: float, norm: float, norms: Sequence[float], first_loss: float | None) -> str | None:
+    """Why a step must not be taken, or None. `norms` are the gradient norms of the steps before it.
+
+    A model that knows its rows by heart has tiny gradients with spikes among them, which clipping mends: a step explodes
+    only where its loss is above that of the first step as well.
+    """
     if not math.isfinite(loss):
         return f"its loss is {loss}"
     if not math.isfinite(norm):
         return f"its gradient norm is {norm}"
-    if len(norms) >= LEAST_NORMS and norm > SPIKE * statistics.median(norms):
+    worse = first_loss is not None and loss > first_loss
+    if worse and len(norms) >= LEAST_NORMS and norm > SPIKE * statistics.median(norms):
         return f"its gradient norm is {norm:.3g}, {norm / statistics.median(norms):.0f} times the usual"
     return None
 

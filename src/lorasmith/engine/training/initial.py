@@ -1,6 +1,8 @@
-"""PiSSA and OLoRA start from the main part of W in B A and train beside the rest of W; both end as a plain LoRA.
+"""PiSSA, OLoRA and LoftQ start from a part of W in B A and train beside the rest of W; all end as a plain LoRA.
 
 W = rest + s B0 A0, so the update after training is s (B A - B0 A0) = s [B, -B0] [A; A0]: twice the rank, the same s.
+With a quantised base the rest is quantised: on the full W the adapter then differs from the model that was trained by
+W - rest - s B0 A0, which LoftQ makes small, where a plain QLoRA differs by W - Q.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
+from lorasmith.engine.lora.quantized import Quantization, quantize
+from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.loading import ADAPTER_WEIGHTS
 from lorasmith.files import write_bytes
 from lorasmith.schemas.training import InitialWeights
 
 FILE = "initial.safetensors"
+TAKEN_OUT = "taken_out."  # before the names of factors that left the base instead of A0 and B0
 EXACT_UP_TO = 1024  # of the smaller side; above, PEFT's randomised decomposition: seconds instead of minutes a matrix
 POWER_ITERATIONS = 16
 
@@ -46,12 +51,29 @@ def olora(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
 FACTORS = {"pissa": pissa, "olora": olora}
 
 
+def loftq(
+    weight: Tensor, rank: int, scale: float, quantization: Quantization, iterations: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A (r, in) and B (out, r) with scale · B A = the main part of W - Q, and the A and B before the last round.
+
+    Q = quantised(W - scale · B A) of the round before, which begins with A and B of rank 0: algorithm 1 of
+    https://arxiv.org/abs/2310.08659.
+    """
+    A, B = weight.new_zeros(0, weight.shape[1]), weight.new_zeros(weight.shape[0], 0)
+    before = A, B
+    for _ in range(iterations):
+        before = A, B
+        quantized = quantize(weight - scale * (B @ A), quantization).dequantize(torch.empty_like(weight))
+        A, B = pissa(weight - quantized, rank, scale)
+    return A, B, *before
+
+
 def moves_weight(init: InitialWeights) -> bool:
     """Whether the base is changed while training."""
-    return init in FACTORS
+    return init in FACTORS or init == "loftq"
 
 
-def start(model: PeftModel, init: InitialWeights, job: Path) -> dict[str, Tensor]:
+def start(model: PeftModel, init: InitialWeights, job: Path, *, loftq_iterations: int = 1) -> dict[str, Tensor]:
     """Put A0 and B0 into a fresh adapter and take them out of the base; returns them by their names in a PEFT file.
 
     They are computed once and kept in the job folder, so that a resumed run starts from the same bits.
@@ -59,27 +81,41 @@ def start(model: PeftModel, init: InitialWeights, job: Path) -> dict[str, Tensor
     if not moves_weight(init):
         return {}
     if not (job / FILE).exists():
-        write_bytes(job / FILE, save(factors(model, init)))
-    initial = load_file(job / FILE)
+        write_bytes(job / FILE, save(factors(model, init, loftq_iterations)))
+    stored = load_file(job / FILE)
     with torch.no_grad():
         for name, layer in lora_layers(model):
-            A, B = initial[f"{name}.lora_A.weight"], initial[f"{name}.lora_B.weight"]
-            layer.lora_A["default"].weight.copy_(A)
-            layer.lora_B["default"].weight.copy_(B)
+            names = [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
+            layer.lora_A["default"].weight.copy_(stored[names[0]])
+            layer.lora_B["default"].weight.copy_(stored[names[1]])
+            A, B = (stored.get(TAKEN_OUT + name, stored[name]) for name in names)
             base = layer.get_base_layer()
-            rest = base.weight.float() - layer.scaling["default"] * (B @ A)
-            base.weight = nn.Parameter(rest.to(base.weight.dtype), requires_grad=False)  # a tied embedding stays
-    return initial
+            rest = full_weight(base) - layer.scaling["default"] * (B @ A)
+            if isinstance(base, QuantizedLinear):
+                base.quantize(rest)
+            else:
+                base.weight = nn.Parameter(rest.to(base.weight.dtype), requires_grad=False)  # a tied embedding stays
+    return {name: tensor for name, tensor in stored.items() if not name.startswith(TAKEN_OUT)}
 
 
 @torch.no_grad()
-def factors(model: PeftModel, init: InitialWeights) -> dict[str, Tensor]:
-    found = {}
+def factors(model: PeftModel, init: InitialWeights, loftq_iterations: int) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
     for name, layer in lora_layers(model):
-        weight = layer.get_base_layer().weight.float()
-        A, B = FACTORS[init](weight, layer.r["default"], layer.scaling["default"])
-        found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = A.contiguous(), B.contiguous()
+        base, rank, scale = layer.get_base_layer(), layer.r["default"], layer.scaling["default"]
+        names = [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
+        if init == "loftq":
+            names += [TAKEN_OUT + name for name in names]
+            tensors: tuple[Tensor, ...] = loftq(full_weight(base), rank, scale, base.quantization, loftq_iterations)
+        else:
+            tensors = FACTORS[init](full_weight(base), rank, scale)
+        found.update(zip(names, (tensor.contiguous() for tensor in tensors), strict=True))
     return found
+
+
+def full_weight(base: nn.Linear) -> Tensor:
+    """W (out, in) in fp32; of a quantised layer as it is on disk."""
+    return (base.read_full() if isinstance(base, QuantizedLinear) else base.weight).float()
 
 
 def lora_layers(model: PeftModel) -> Iterator[tuple[str, Any]]:

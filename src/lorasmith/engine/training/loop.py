@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,9 +17,17 @@ from torch.utils.tensorboard import SummaryWriter
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.batches import StepPlan
-from lorasmith.engine.training.checkpoints import Progress, remove_old_best, save_best, save_checkpoint, trainable
+from lorasmith.engine.training.checkpoints import (
+    Progress,
+    checkpoint_folder,
+    remove_old_best,
+    save_best,
+    save_checkpoint,
+    trainable,
+)
 from lorasmith.engine.training.choices import MICRO_BATCH, Choices
 from lorasmith.engine.training.computation import Computation
+from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.guards import REMEMBERED_NORMS, suspects, trouble
 from lorasmith.engine.training.memory import shrink_after_kill, summed
 from lorasmith.engine.training.optimizers import set_rate
@@ -43,6 +53,7 @@ class TrainingRun:
     train: list[RenderedExample]
     validation: list[RenderedExample]
     progress: Progress
+    devices: Devices = field(default_factory=Devices)
 
     @property
     def stopped_early(self) -> bool:
@@ -65,7 +76,7 @@ def train(run: TrainingRun, report: Reporter) -> bool:
     if progress.step % eval_every == 0 and progress.step not in dict(progress.validation):
         validate(run, report)  # before the first step, or what a stop left out
     began = time.perf_counter() - progress.seconds
-    with SummaryWriter(str(run.job / "tb")) as board:
+    with SummaryWriter(str(run.job / "tb")) if run.devices.first else nullcontext() as board:
         while not run.finished():
             rate = learning_rate(
                 progress.step,
@@ -80,8 +91,8 @@ def train(run: TrainingRun, report: Reporter) -> bool:
             last = progress.step == plan.total_steps
             if progress.step % log_every == 0 or last:
                 log_step(run, report, board, rate, gradient_norm)
-            save_now = report.poll()
-            stopping = report.stop_requested and not last
+            save_now, stop_requested = run.devices.agree((report.poll(), report.stop_requested))
+            stopping = stop_requested and not last
             if (progress.step % eval_every == 0 or last) and not stopping:
                 paused = time.perf_counter()
                 validate(run, report, board)
@@ -98,11 +109,10 @@ def train(run: TrainingRun, report: Reporter) -> bool:
 
 
 def save(run: TrainingRun) -> Path:
-    folder = save_checkpoint(
-        run.job, run.model, run.optimizer, run.progress, run.settings.keep_checkpoints, run.initial
-    )
-    remove_old_best(run.job)
-    return folder
+    if run.devices.first:
+        save_checkpoint(run.job, run.model, run.optimizer, run.progress, run.settings.keep_checkpoints, run.initial)
+        remove_old_best(run.job)
+    return checkpoint_folder(run.job, run.progress.step)
 
 
 def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
@@ -115,18 +125,23 @@ def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
     indices = run.plan.row_indices(step)
     rows = [run.train[index] for index in indices]
     trained_tokens = sum(row.trained_tokens for row in rows)
-    total_nats = summed(
+    own_nats = summed(
         run.computation,
-        indices,
+        run.devices.share(indices, run.train),
         run.train,
         lambda batch: run.computation.gradients(batch, run.train, scale=1 / trained_tokens, step=step),
         lambda before, after: shrunk(run, report, f"step {step + 1} does not fit into memory", before, after),
         trained=True,
     )
+    total_nats = run.devices.sum(own_nats)
+    run.devices.sum_gradients(trainable(run.model).values())
     norm = torch.nn.utils.clip_grad_norm_(trainable(run.model).values(), run.settings.max_grad_norm).item()
     if step == 0 and norm == 0:
         raise JobFailed("no gradient reaches the adapter, so nothing would be learned", code="no_gradient")
-    reason = trouble(total_nats / trained_tokens, norm, progress.norms)
+    loss = total_nats / trained_tokens
+    if progress.first_loss is None and math.isfinite(loss):
+        progress.first_loss = loss
+    reason = trouble(loss, norm, progress.norms, progress.first_loss)
     if reason is None:
         run.optimizer.step()
         progress.norms = [*progress.norms, norm][-REMEMBERED_NORMS:]
@@ -143,14 +158,15 @@ def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
 def heed_kill(run: TrainingRun, report: Reporter) -> None:
     """Where whoever started this process noted that the system killed the one before it: compute half as much at once."""
     note = run.job / KILLED
-    if not note.exists():
+    if not run.devices.agree(note.exists()):
         return
     sizes = shrink_after_kill(run.computation, run.plan, run.progress.step, run.train, run.validation)
     if sizes:
         shrunk(run, report, "the last process was killed by the system", *sizes)
     else:
         report("warning", text="the last process was killed by the system, and each row is computed alone already")
-    note.unlink()
+    if run.devices.first:
+        note.unlink()
 
 
 def shrunk(run: TrainingRun, report: Reporter, why: str, before: int, after: int) -> None:
@@ -176,7 +192,9 @@ def skip(run: TrainingRun, report: Reporter, reason: str, rows: list[int]) -> No
     report("warning", text=f"step {step} is left out: {reason}; rows {rows}")
 
 
-def log_step(run: TrainingRun, report: Reporter, board: SummaryWriter, rate: float, gradient_norm: float) -> None:
+def log_step(
+    run: TrainingRun, report: Reporter, board: SummaryWriter | None, rate: float, gradient_norm: float
+) -> None:
     progress, plan = run.progress, run.plan
     if not progress.interval_tokens:
         return  # every step of the interval was left out
@@ -195,6 +213,8 @@ def log_step(run: TrainingRun, report: Reporter, board: SummaryWriter, rate: flo
         tokens_per_s=tokens_per_s,
         eta_s=(plan.total_steps - progress.step) * progress.seconds / progress.step,
     )
+    if board is None:
+        return
     board.add_scalar("train/loss", loss, progress.step)
     board.add_scalar("train/learning_rate", rate, progress.step)
     board.add_scalar("train/grad_norm", gradient_norm, progress.step)
@@ -206,19 +226,20 @@ def validate(run: TrainingRun, report: Reporter, board: SummaryWriter | None = N
     rows = run.validation
     if not rows:
         return
-    nats = summed(
+    own_nats = summed(
         run.computation,
-        range(len(rows)),
+        run.devices.share(range(len(rows)), rows),
         rows,
         lambda batch: run.computation.loss(batch, rows),
         lambda before, after: shrunk(run, report, "validation does not fit into memory", before, after),
         trained=False,
     )
+    nats = run.devices.sum(own_nats)
     loss = nats / sum(row.trained_tokens for row in rows)
     progress = run.progress
     progress.validation.append((progress.step, loss))
     report("evaluation", step=progress.step, loss=loss)
-    if run.settings.keep_best and progress.best == (progress.step, loss):
+    if run.devices.first and run.settings.keep_best and progress.best == (progress.step, loss):
         save_best(run.job, run.model, progress.step)
     if board is not None:
         board.add_scalar("validation/loss", loss, progress.step)

@@ -14,6 +14,8 @@ from peft import PeftModel, get_peft_model
 from lorasmith.engine.data.examples import RenderedPart, read_examples, render_part
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.lora.config import LoRAConfig, fit
+from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_model, load_tokenizer, model_folder
 from lorasmith.engine.models.precision import DTYPES, Precision, choose_precision
 from lorasmith.engine.reporting import Reporter
@@ -21,6 +23,7 @@ from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
 from lorasmith.engine.training.choices import PREFIX, Choices, choose_computation
+from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.initial import moves_weight, start
 from lorasmith.engine.training.loop import TrainingRun, heed_kill, train
@@ -34,14 +37,26 @@ from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingS
 def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     """Train, or go on from the newest whole checkpoint of the folder. Raises `Interrupted` when asked to stop."""
     spec = TrainingSpec.model_validate(order.spec)
+    if spec.training.processes > 1:
+        report("note", text=f"starts {spec.training.processes} processes, which share each step")
+    with launch(spec.training.processes, folder, "lorasmith.engine.training.peer") as devices:
+        return run_on(order, folder, report, devices)
+
+
+def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) -> TrainingResult:
+    """One process's part of `run`; only the first one returns."""
+    spec = TrainingSpec.model_validate(order.spec)
     inputs = TrainingInputs.model_validate(order.inputs)
-    choices = Choices(folder, report)
+    choices = Choices(folder, report, devices)
     precision = choices.once("precision", lambda: choose_precision(spec.training.precision))
 
     report("phase", name="load")
     base_folder = model_folder(inputs.model_folder)
     tokenizer = load_tokenizer(base_folder)
-    base = load_model(base_folder, DTYPES[precision])
+    quantization = Quantization.named(spec.training.quantization, spec.training.double_quantization)
+    base = load_model(base_folder, DTYPES[precision], quantization)
+    if quantized := quantized_elements(base):
+        report("note", text=quantized_note(base, quantized, precision))
     stop_ids = eos_token_ids(base, tokenizer)
 
     report("phase", name="tokenize")
@@ -62,10 +77,12 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
 
     torch.manual_seed(spec.training.seed)
     lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
-    model, initial = adapted(base, lora, folder)
-    if initial and precision == "bf16":
+    with devices.first_before_others():
+        model, initial = adapted(base, lora, folder)
+    if initial and precision == "bf16" and not quantized:
         report("note", text=f"init {lora.init} in bf16: the base is rounded once more while training; fp32 is exact")
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    counts.append((quantized, False))
     training = TrainingRun(
         job=folder,
         model=model,
@@ -91,15 +108,19 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
         train=part.rows,
         validation=validation.rows if validation else [],
         progress=Progress(),
+        devices=devices,
     )
-    checkpoint = newest_checkpoint(folder, report)
+    with devices.first_before_others():
+        checkpoint = newest_checkpoint(folder, report)
     if checkpoint is not None:
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
 
     heed_kill(training, report)
     report("phase", name="train")
-    if not train(training, report):
+    finished = train(training, report)
+    devices.leave()
+    if not finished:
         raise report.stop(
             f"stopped after step {training.progress.step} of {training.plan.total_steps}; everything is saved",
             hint=f"lorasmith train --resume {order.id}",
@@ -125,6 +146,14 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     return result
 
 
+def quantized_note(base: transformers.PreTrainedModel, elements: int, precision: Precision) -> str:
+    bits, full_bytes = 8 * quantized_bytes(base) / elements, elements * DTYPES[precision].itemsize
+    return (
+        f"{elements:,} weights of the base are in {bits:.2f} bits, {quantized_bytes(base) / 1e6:,.0f} MB instead of "
+        f"{full_bytes / 1e6:,.0f} MB in {precision}; they are dequantised each time they are used"
+    )
+
+
 def adapted(
     base: transformers.PreTrainedModel, lora: LoRAConfig, folder: Path
 ) -> tuple[PeftModel, dict[str, torch.Tensor]]:
@@ -135,7 +164,7 @@ def adapted(
     assert isinstance(model, PeftModel)
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()  # modules_to_save are copies in the dtype of the base
-    return model, start(model, lora.init, folder)
+    return model, start(model, lora.init, folder, loftq_iterations=lora.loftq_iterations)
 
 
 def validation_part(

@@ -1,0 +1,146 @@
+"""Options of the `data` commands as values of a spec; each that makes no sense is refused with what it should be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from lorasmith.errors import InvalidSpec, did_you_mean
+
+if TYPE_CHECKING:
+    from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, DatasetFormat, Fate, FindingName, Part
+
+FORMATS = (
+    "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification, summarization, preference or kto"
+)
+
+
+def preparation_spec(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataPreparationSpec:
+    from lorasmith.schemas.data import DataPreparationSpec
+
+    return DataPreparationSpec.model_validate(checked_options(format, split, exact, salt, max_rejected))
+
+
+def import_spec(
+    name: str,
+    format: str,
+    split: str,
+    exact: bool,
+    salt: str,
+    max_rejected: float,
+    checks: dict[str, Any] | None = None,
+) -> DataImportSpec:
+    from pydantic import ValidationError
+
+    from lorasmith.schemas.data import DataImportSpec, Mend
+
+    options = {**checked_options(format, split, exact, salt, max_rejected), **(checks or {})}
+    for mend in options.get("mend", ()):
+        one_of("--mend", mend, get_args(Mend))
+    for finding in options.get("reject", ()):
+        known_finding(finding, "--reject")
+    try:
+        return DataImportSpec.model_validate({"name": name, **options})
+    except ValidationError:
+        raise InvalidSpec(
+            f"--name must be 1 to 64 letters, digits, dots, dashes or underscores, and begin with a letter or digit, "
+            f"got {name!r}",
+            hint="--name support-v1",
+        ) from None
+
+
+def checked_options(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> dict[str, Any]:
+    from lorasmith.schemas.data import DatasetFormat
+
+    formats = ["auto", *(format.value for format in DatasetFormat)]
+    if format not in formats:
+        raise InvalidSpec(f"--format must be {FORMATS}, got {format!r}{did_you_mean(format, formats)}")
+    if not 0 <= max_rejected <= 1:
+        raise InvalidSpec(
+            f"--max-rejected must be a share from 0 to 1, got {max_rejected:g}", hint="--max-rejected 0.05"
+        )
+    shares = parse_split(split)
+    return {"format": format, "split": shares, "exact": exact, "salt": salt, "max_rejected_share": max_rejected}
+
+
+def limits(option: str, given: list[str]) -> dict[str, int]:
+    """`output=3` as {"output": 3}."""
+    result: dict[str, int] = {}
+    for pair in (piece for text in given for piece in text.split(",")):
+        field, _, number = (part.strip() for part in pair.partition("="))
+        if not field or not number.isdecimal():
+            raise InvalidSpec(f"{option} must be field=characters, got {pair!r}", hint=f"{option} output=3")
+        result[field] = int(number)
+    return result
+
+
+def one_of(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InvalidSpec(f"{option} must be {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
+
+
+def known_finding(text: str | None, option: str = "--flag") -> FindingName | None:
+    from lorasmith.schemas.data import FindingName
+
+    if text is not None:
+        one_of(option, text, get_args(FindingName))
+    return cast("FindingName | None", text)
+
+
+def known_format(text: str) -> DatasetFormat:
+    from lorasmith.schemas.data import DatasetFormat
+
+    one_of("--to", text, [format.value for format in DatasetFormat])
+    return DatasetFormat(text)
+
+
+def parse_split(text: str) -> tuple[float, ...]:
+    """`80/10/10` or `0.8/0.1/0.1` as shares of 1; train must get some."""
+    try:
+        numbers = [float(number) for number in text.split("/")]
+    except ValueError:
+        numbers = []
+    total = sum(numbers)
+    adds_up = min(abs(total - 1), abs(total - 100)) <= 1e-6  # false for a nan
+    if len(numbers) != 3 or min(numbers) < 0 or numbers[0] <= 0 or not adds_up:
+        raise InvalidSpec(
+            f"--split must be three shares that add up to 100, with some for train, got {text!r}",
+            hint="--split 80/10/10",
+        )
+    return tuple(number / total for number in numbers)
+
+
+def known_part(text: str) -> Part:
+    from lorasmith.schemas.data import PARTS
+
+    for part in PARTS:
+        if part == text:
+            return part
+    raise InvalidSpec(f"--part must be train, val or test, got {text!r}{did_you_mean(text, PARTS)}")
+
+
+def row_range(row: int | None, rows: str | None) -> tuple[int, int] | None:
+    """`--row 3` or `--rows 1-5` as first and last row."""
+    if row is not None and rows is not None:
+        raise InvalidSpec("give --row or --rows, not both")
+    if rows is None:
+        return None if row is None else (row, row)
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", rows.strip())
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise InvalidSpec(
+            f"--rows must be two row numbers from 1 up, the first not above the last, got {rows!r}", hint="--rows 1-5"
+        )
+    return first, last
+
+
+def known_fate(text: str | None) -> Fate | None:
+    from lorasmith.schemas.data import Fate
+
+    if text is None:
+        return None
+    fates = [fate.value for fate in Fate]
+    if text not in fates:
+        raise InvalidSpec(f"--fate must be {', '.join(fates)}, got {text!r}{did_you_mean(text, fates)}")
+    return Fate(text)

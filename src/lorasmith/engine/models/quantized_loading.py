@@ -1,0 +1,114 @@
+"""A model whose linear layers are quantised one by one as they are read: its full weights are never in memory together."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.lora.quantized_linear import QuantizedLinear
+from lorasmith.errors import InvalidModel
+
+WAY_OUT = "train on the base as it is: training.quantization=none"
+
+
+class StoredWeights:
+    """The tensors of a model folder by name. Each read opens its file anew: its pages go with the tensor."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        """`prefix` is that of the decoder, which a checkpoint without output head leaves out."""
+        self.prefix = f"{prefix}."
+        self.files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as stored:
+                self.files.update(dict.fromkeys(stored.keys(), path))
+
+    def key(self, name: str) -> str | None:
+        """What the file calls the parameter `name`, or None where it is not there."""
+        return next((key for key in (name, name.removeprefix(self.prefix)) if key in self.files), None)
+
+    def read(self, name: str, shape: torch.Size) -> Tensor:
+        """A view of the file, which stays mapped while the tensor is there. Raises `InvalidModel` for another shape."""
+        key = self.key(name)
+        assert key is not None
+        with safe_open(self.files[key], framework="pt") as stored:
+            tensor: Tensor = stored.get_tensor(key)
+        if tensor.shape != shape:
+            raise InvalidModel(
+                f"{self.files[key]}: {key} has the shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}"
+            )
+        return tensor
+
+
+def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantization) -> PreTrainedModel:
+    """A causal LM in eval mode. Linear layers but the output head are quantised, the rest is in `dtype`.
+
+    Raises `InvalidModel` for a weight that is missing, and for one that would have to stay as large as it is.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if getattr(config, "quantization_config", None) is not None:
+            raise InvalidModel(f"{folder} is stored quantised already", hint=WAY_OUT)
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InvalidModel(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    linears = linears_to_quantize(model, folder)
+    stored = StoredWeights(folder, model.base_model_prefix)
+    missing = missing_weights(model, stored, folder)
+    for name, place in model.state_dict().items():
+        layer, _, own = name.rpartition(".")
+        if layer in linears and own == "weight":
+            linear = linears[layer]
+            read_full = partial(stored.read, name, place.shape)
+            model.set_submodule(layer, QuantizedLinear(read_full, linear.bias, quantization, dtype))
+        elif name not in missing:
+            fill(model, name, stored.read(name, place.shape).to(place.dtype, copy=True))
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.eval()
+    return model
+
+
+def linears_to_quantize(model: PreTrainedModel, folder: Path) -> dict[str, nn.Linear]:
+    """Every linear layer but the output head, by name, if all large weights are in them, in embeddings and in the head."""
+    head = model.get_output_embeddings()
+    linears = {
+        name: module for name, module in model.named_modules() if type(module) is nn.Linear and module is not head
+    }
+    for name, module in model.named_modules():
+        if name in linears or module is head or isinstance(module, nn.Embedding):
+            continue
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1:
+                raise InvalidModel(
+                    f"{folder} cannot be quantised: {name}.{parameter_name} is part of a {type(module).__name__}, "
+                    "and only linear layers can be stored in fewer bits",
+                    hint=WAY_OUT,
+                )
+    return linears
+
+
+def missing_weights(model: PreTrainedModel, stored: StoredWeights, folder: Path) -> set[str]:
+    """Names that the folder leaves out because they are tied to others. Raises `InvalidModel` for any other."""
+    missing = {name for name in model.state_dict() if stored.key(name) is None}
+    pairs = model.all_tied_weights_keys.items()
+    elsewhere = {name for pair in pairs for name in pair if not missing.issuperset(pair)}
+    lost = sorted(missing - elsewhere)
+    if lost:
+        raise InvalidModel(f"{folder} lacks {len(lost)} weights, the first is {lost[0]!r}", hint=WAY_OUT)
+    return missing
+
+
+def fill(model: PreTrainedModel, name: str, value: Tensor) -> None:
+    """Make `value` the parameter or buffer `name`."""
+    parent, _, own = name.rpartition(".")
+    module = model.get_submodule(parent)
+    setattr(module, own, nn.Parameter(value, requires_grad=False) if own in module._parameters else value)

@@ -1,0 +1,229 @@
+"""A run before it starts: its rows, its steps, its model without weights, and what it would choose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorasmith.engine.data.examples import RenderedPart, render_part
+from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.lora.config import LoRAConfig, fit
+from lorasmith.engine.models.attention import KEPT_TOKENS
+from lorasmith.engine.models.families import Decoder, NotPacked, packing_bytes, read_decoder
+from lorasmith.engine.models.precision import DTYPES, SPARE_SHARE, Memory, Precision, choose_memory, choose_precision
+from lorasmith.engine.training.batches import StepPlan, plan_steps
+from lorasmith.engine.training.checkpoints import trainable
+from lorasmith.engine.training.choices import choose_compile
+from lorasmith.engine.training.computation import Computation, PackedComputation, PeftComputation
+from lorasmith.engine.training.estimation.skeleton import StoredWeights, adapted_skeleton, skeleton, stored_weights
+from lorasmith.engine.training.loss import CompletionLoss
+from lorasmith.schemas.data import Example, TooLong
+from lorasmith.schemas.training import TrainingSpec
+
+GROWTH = 1.2  # a micro-batch so much larger than all before is rehearsed
+
+
+@dataclass
+class Material:
+    """What does not depend on how the run is set. `rendered` keeps the rows of each length limit."""
+
+    config: Any
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: set[int]
+    train: list[Example]
+    validation: list[Example]
+    rendered: dict[tuple[int, str], tuple[RenderedPart, list[RenderedExample]]] = field(default_factory=dict)
+
+    def rows(self, spec: TrainingSpec, too_long: TooLong) -> tuple[RenderedPart, list[RenderedExample]]:
+        """The train part and the validation rows that fit."""
+        context = getattr(self.config, "max_position_embeddings", None) or spec.training.max_seq_length
+        limit = min(spec.training.max_seq_length, context)
+        if (limit, too_long) not in self.rendered:
+            allow = spec.training.allow
+            part = render_part(
+                self.tokenizer, self.train, self.stop_ids, max_tokens=limit, too_long=too_long, allow=allow
+            )
+            checked: list[RenderedExample] = []
+            if self.validation:
+                checked = render_part(
+                    self.tokenizer, self.validation, self.stop_ids, max_tokens=limit, too_long="drop", allow=allow
+                ).rows
+            self.rendered[limit, too_long] = part, checked
+        return self.rendered[limit, too_long]
+
+
+@dataclass
+class RunShape:
+    """A run as it would be computed. `decoder` is None where it goes through PEFT, and `why_peft` says why."""
+
+    spec: TrainingSpec
+    folder: Path
+    lora: LoRAConfig
+    part: RenderedPart
+    validation: list[RenderedExample]
+    plan: StepPlan
+    precision: Precision
+    base: PreTrainedModel
+    model: PeftModel
+    stored: StoredWeights
+    decoder: Decoder | None
+    why_peft: str | None
+    memory: Memory
+    compiled: bool
+    step_bytes: int | None = None  # once it has been rehearsed
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    @property
+    def layers(self) -> int:
+        return int(self.base.config.num_hidden_layers)
+
+    @property
+    def lowest(self) -> int:
+        """Number of the lowest layer that an adapter is on."""
+        if self.decoder is None:
+            return 0
+        return next((number for number, layer in enumerate(self.decoder.layers) if layer.trained), 0)
+
+    @property
+    def trained_elements(self) -> int:
+        return sum(parameter.numel() for parameter in trainable(self.model).values())
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.base_parameters())
+
+    def base_parameters(self) -> Iterator[torch.Tensor]:
+        trained = {id(parameter) for parameter in trainable(self.model).values()}
+        return (parameter for parameter in self.model.parameters() if id(parameter) not in trained)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the frozen model in the dtype of the run."""
+        return sum(parameter.numel() * self.dtype.itemsize for parameter in self.base_parameters())
+
+    def computation(self, decoder: Decoder | None = None, model: PeftModel | None = None) -> Computation:
+        """How a step is computed, without compiled parts; of this run, or of another number of layers."""
+        settings = self.spec.training
+        if self.decoder is not None:
+            return PackedComputation(
+                decoder or self.decoder,
+                seed=settings.seed,
+                micro_batch_tokens=settings.micro_batch_tokens,
+                recompute=settings.gradient_checkpointing,
+            )
+        return PeftComputation(
+            model or self.model,
+            unprobed_loss(model or self.model),
+            seed=settings.seed,
+            pad_id=0,
+            precision=self.precision,
+            batch_rows=settings.batch_size,
+        )
+
+
+def unprobed_loss(model: PeftModel) -> CompletionLoss:
+    """The loss of a model without weights, whose head is taken to be all that stands behind the decoder."""
+    loss = CompletionLoss.__new__(CompletionLoss)
+    base = model.get_base_model()
+    loss.model = base
+    loss.decoder = getattr(base, base.base_model_prefix, None)
+    loss.head = base.get_output_embeddings()
+    loss.head_on_labels = loss.decoder is not None and loss.head is not None
+    return loss
+
+
+def shape_run(material: Material, spec: TrainingSpec, like: RunShape | None = None) -> RunShape:
+    """`like`: what is chosen by measuring stays as it is there, and rows above a lower limit are left out."""
+    settings = spec.training
+    too_long: TooLong = settings.too_long
+    if like and settings.max_seq_length < like.spec.training.max_seq_length:
+        too_long = "drop"
+    part, validation = material.rows(spec, too_long)
+    precision = choose_precision(settings.precision) if settings.precision != "auto" or not like else like.precision
+    base = skeleton(material.config, DTYPES[precision])
+    lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
+    stored = stored_weights(material.folder, material.config, base)
+    model = adapted_skeleton(base, lora)
+    decoder, why_peft = None, None
+    try:
+        decoder = read_decoder(model)
+    except NotPacked as reason:
+        why_peft = str(reason)
+    shape = RunShape(
+        spec=spec,
+        folder=material.folder,
+        lora=lora,
+        part=part,
+        validation=validation,
+        plan=plan_steps(
+            len(part.rows),
+            batch_size=settings.batch_size,
+            accumulation=settings.gradient_accumulation_steps,
+            epochs=settings.num_epochs,
+            max_steps=settings.max_steps,
+            seed=settings.seed,
+        ),
+        precision=precision,
+        base=base,
+        model=model,
+        stored=stored,
+        decoder=decoder,
+        why_peft=why_peft,
+        memory="lean",
+        compiled=False,
+    )
+    if decoder is not None:
+        shape.memory = like.memory if like and settings.memory == "auto" else memory_mode(shape, decoder)
+        shape.compiled = like.compiled if like else choose_compile(settings, decoder, part.rows) == "on"
+    return shape
+
+
+def memory_mode(shape: RunShape, decoder: Decoder) -> Memory:
+    """As the run chooses once its weights are loaded, which takes from what is free now."""
+    extra = packing_bytes(decoder) + round(SPARE_SHARE * shape.weight_bytes)
+    return choose_memory(shape.spec.training.memory, decoder.dtype, extra)
+
+
+def growing_batches(computation: Computation, plan: StepPlan, rows: Sequence[RenderedExample]) -> list[list[int]]:
+    """Micro-batches of the first epoch, in its order, that are larger than all before: in tokens, labels or attention."""
+    order = first_epoch(plan)
+    starts = range(0, min(len(order), plan.total_steps * plan.step_rows), plan.step_rows)
+    epoch = (order[start : start + plan.step_rows] for start in starts)
+    batches = (batch for indices in epoch for batch in computation.micro_batches(indices, rows))
+    return records(batches, rows)
+
+
+def first_epoch(plan: StepPlan) -> list[int]:
+    """Every row in the order of the first epoch, shuffled once."""
+    return replace(plan, step_rows=plan.rows).row_indices(0)
+
+
+def records(batches: Iterator[list[int]], rows: Sequence[RenderedExample]) -> list[list[int]]:
+    """Those that are larger than all before, and of each measure the largest."""
+    kept: list[list[int]] = []
+    kept_at = [0.0, 0.0, 0.0]
+    largest: dict[int, tuple[float, list[int]]] = {}
+    for batch in batches:
+        lengths = [len(rows[index].ids) for index in batch]
+        sizes = [
+            float(sum(lengths)),
+            float(sum(rows[index].trained_tokens for index in batch)),
+            float(sum(length * length if length <= KEPT_TOKENS else length * KEPT_TOKENS for length in lengths)),
+        ]
+        if any(size > GROWTH * before for size, before in zip(sizes, kept_at, strict=True)):
+            kept.append(batch)
+            kept_at = [max(pair) for pair in zip(sizes, kept_at, strict=True)]
+        for measure, size in enumerate(sizes):
+            if size > largest.get(measure, (0.0, []))[0]:
+                largest[measure] = size, batch
+    return kept + [batch for _, batch in largest.values() if batch not in kept]

@@ -1,0 +1,124 @@
+"""The model of a run without its weights: shapes from the config, sizes on disk from the safetensors headers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lorasmith.engine.lora.config import LoRAConfig, fit, pattern_of
+from lorasmith.engine.models.families import Decoder
+from lorasmith.engine.training.checkpoints import trainable
+from lorasmith.errors import InvalidModel
+from lorasmith.model_files import safetensors_header
+
+STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Bytes of the weights on disk by dtype; read from the headers, or from the config where there are no weights."""
+
+    bytes_by_dtype: Mapping[torch.dtype, int]
+
+    @property
+    def file_bytes(self) -> int:
+        return sum(self.bytes_by_dtype.values())
+
+    def mapped(self, dtype: torch.dtype) -> bool:
+        """Whether the run reads them in place: what has its dtype already is mapped, not copied."""
+        return set(self.bytes_by_dtype) == {dtype}
+
+
+def read_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise InvalidModel(f"{folder}/config.json describes no model that transformers knows: {error}") from error
+
+
+def stored_weights(folder: Path, config: Any, base: PreTrainedModel) -> StoredWeights:
+    found: dict[torch.dtype, int] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for entry in safetensors_header(path).values():
+            dtype = STORED_DTYPES.get(entry["dtype"], torch.uint8)
+            found[dtype] = found.get(dtype, 0) + entry["data_offsets"][1] - entry["data_offsets"][0]
+    if not found:
+        dtype = getattr(config, "dtype", None) or torch.float32
+        found[dtype] = sum(parameter.numel() for parameter in base.parameters()) * dtype.itemsize
+    return StoredWeights(found)
+
+
+def shortened(config: Any, layers: int) -> Any:
+    """The config with so many layers of the same shape."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    return config
+
+
+def skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """The model on the meta device: modules and shapes, no weights."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, KeyError) as error:
+        raise InvalidModel(f"a {config.model_type!r} is no causal language model: {error}") from error
+    return model
+
+
+def adapted_skeleton(base: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
+    """With an adapter on it, on the meta device. `lora` has the names of the model's modules (`fit`)."""
+    base.requires_grad_(False)
+    model = get_peft_model(base, replace(lora, init="default").to_peft_config(), low_cpu_mem_usage=True)
+    assert isinstance(model, PeftModel)
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.float()
+    return model
+
+
+def fitted(lora: LoRAConfig, base: PreTrainedModel) -> LoRAConfig:
+    """`fit` for a model with fewer layers: what names a layer that is not there is left out."""
+    names = [name for name, _ in base.named_modules()]
+
+    def there(patterns: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in patterns.items() if any(pattern_of(name, [key]) for name in names)}
+
+    return fit(
+        replace(
+            lora, layers=None, rank_pattern=there(lora.rank_pattern), alpha_pattern=there(lora.alpha_pattern)
+        ),
+        base,
+    )
+
+
+def lend_memory(model: PeftModel) -> None:
+    """Give the trained weights of a skeleton, and their gradients, memory that is never touched."""
+    for name, parameter in trainable(model).items():
+        module_name, _, own = name.rpartition(".")
+        given = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+        given.grad = torch.empty_like(given)
+        model.get_submodule(module_name)._parameters[own] = given
+
+
+def few_layers(decoder: Decoder, count: int) -> Decoder:
+    """The decoder with `count` of the layers from the lowest adapted one on, and one of those below it."""
+    lowest = next((number for number, layer in enumerate(decoder.layers) if layer.trained), 0)
+    below, rest = decoder.layers[:lowest][-1:], decoder.layers[lowest:]
+    return replace(decoder, layers=[*below, rest[0], *rest[1:][len(rest) - count :]])
+
+
+def layer_weights(base: PreTrainedModel, layers: int) -> int:
+    """Elements of the matrices of one decoder layer."""
+    head = base.get_output_embeddings()
+    linear = [module.weight for module in base.modules() if isinstance(module, nn.Linear) and module is not head]
+    return sum(prod(weight.shape) for weight in linear) // layers

@@ -1,0 +1,138 @@
+"""Changes of a run that take less memory or time, each predicted as the run itself is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lorasmith.engine.lora.frozen import can_pack
+from lorasmith.engine.training.estimation.memory import Process, estimate_memory
+from lorasmith.engine.training.estimation.prediction import Prediction
+from lorasmith.engine.training.estimation.shape import Material, RunShape, shape_run
+from lorasmith.errors import LorasmithError
+from lorasmith.schemas.estimation import Suggestion
+from lorasmith.schemas.training import TrainingSpec
+
+WORTH_SAYING = 0.97  # of memory or time, which a change must get below
+LONG_ROWS_SHARE = 0.95  # of the rows, which a shorter limit keeps
+LEAST_MICRO_BATCH = 256  # tokens; smaller products are slow
+LEAST_RANK = 4
+SAME_STEP = ("training.num_epochs", "training.optimizer")  # what they change is not in a step's tensors
+
+
+@dataclass(frozen=True)
+class Change:
+    """A field of the spec and another value for it. `about` says what it costs."""
+
+    values: dict[str, Any]
+    about: str
+
+    @property
+    def assignments(self) -> list[str]:
+        return [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in self.values.items()]
+
+    def applied(self, spec: TrainingSpec) -> TrainingSpec:
+        values = spec.model_dump()
+        for name, value in self.values.items():
+            section, _, own = name.partition(".")
+            values[section][own] = value
+        return TrainingSpec.model_validate(values)
+
+
+def changes(shape: RunShape) -> list[Change]:
+    """What could be changed in that run, the cheapest in quality and time first."""
+    settings = shape.spec.training
+    found = []
+    longest = max(len(row.ids) for row in shape.part.rows)
+    if shape.decoder is not None:
+        if shape.memory == "fast":
+            found.append(Change({"training.memory": "lean"}, "one copy of the weights; the same update"))
+        elif settings.memory == "lean" and can_pack(shape.dtype):
+            found.append(Change({"training.memory": "fast"}, "two packed copies of the weights; the same update"))
+        largest = min(settings.micro_batch_tokens, shape.plan.step_rows * longest)
+        smaller = max(LEAST_MICRO_BATCH, largest // 4)
+        if smaller < largest:
+            found.append(Change({"training.micro_batch_tokens": smaller}, "fewer tokens at once; the same update"))
+    elif settings.batch_size > 1:
+        halved = {
+            "training.batch_size": max(1, settings.batch_size // 4),
+            "training.gradient_accumulation_steps": settings.gradient_accumulation_steps
+            * (settings.batch_size // max(1, settings.batch_size // 4)),
+        }
+        found.append(Change(halved, "fewer rows at once; the same update"))
+    if not settings.gradient_checkpointing:
+        found.append(Change({"training.gradient_checkpointing": True}, "layers are computed again; the same update"))
+    if shape.precision == "fp32":
+        found.append(Change({"training.precision": "bf16"}, "weights and activations of half the size, rounded"))
+    limit = length_of_most(shape)
+    if limit < longest:
+        found.append(Change({"training.max_seq_length": limit, "training.too_long": "drop"}, "without the longest rows"))
+    if settings.num_epochs > 1 and settings.max_steps is None:
+        found.append(Change({"training.num_epochs": 1}, "fewer passes; look at the validation loss"))
+    if shape.lora.r > LEAST_RANK:
+        found.append(Change({"lora.rank": max(LEAST_RANK, shape.lora.r // 4)}, "a smaller adapter"))
+    if settings.optimizer == "adamw":
+        found.append(Change({"training.optimizer": "adafactor"}, "less optimizer state; other updates"))
+    return found
+
+
+def length_of_most(shape: RunShape) -> int:
+    """A limit of whole 64 tokens that most rows keep."""
+    lengths = sorted(len(row.ids) for row in shape.part.rows)
+    wanted = lengths[int(LONG_ROWS_SHARE * (len(lengths) - 1))]
+    return -(-wanted // 64) * 64
+
+
+@dataclass(frozen=True)
+class Candidate:
+    change: Change
+    shape: RunShape
+
+
+def candidates(material: Material, shape: RunShape, idle: Process) -> list[Candidate]:
+    """Changed runs, with their steps rehearsed; where the run does not fit, also all that save memory in one."""
+    before = estimate_memory(shape, idle)
+    found = [one for change in changes(shape) if (one := candidate(change, material, shape, idle))]
+    if before.peak_bytes > before.available_bytes:
+        limit = WORTH_SAYING * before.peak_bytes
+        saving = [one.change for one in found if estimate_memory(one.shape, idle).peak_bytes < limit]
+        together = {name: value for change in saving for name, value in change.values.items()}
+        if len(saving) > 1 and (one := candidate(Change(together, "all that save memory"), material, shape, idle)):
+            found.append(one)
+    return found
+
+
+def candidate(change: Change, material: Material, shape: RunShape, idle: Process) -> Candidate | None:
+    """None where such a run would be refused, for example as no row is left."""
+    try:
+        changed = shape_run(material, change.applied(shape.spec), like=shape)
+    except LorasmithError:
+        return None
+    if all(name in SAME_STEP for name in change.values):
+        changed.step_bytes = shape.step_bytes
+    estimate_memory(changed, idle)  # rehearses, which has to be done before anything is measured
+    return Candidate(change, changed)
+
+
+def suggest(
+    tried: list[Candidate], shape: RunShape, before: Prediction, predict: Callable[[RunShape], Prediction]
+) -> list[Suggestion]:
+    """Those that save memory or time; where the run does not fit, what does comes first."""
+    found = []
+    for one in tried:
+        after = predict(one.shape)
+        less_memory = after.memory.peak_bytes < WORTH_SAYING * before.memory.peak_bytes
+        less_time = bool(after.time and before.time and after.time.total_s < WORTH_SAYING * before.time.total_s)
+        if less_memory or less_time:
+            found.append(
+                Suggestion(
+                    assignments=one.change.assignments,
+                    about=one.change.about,
+                    peak_memory_bytes=after.memory.peak_bytes,
+                    total_s=after.time.total_s if after.time else None,
+                    rows_lost=max(0, len(shape.part.rows) - len(one.shape.part.rows)),
+                    fits=after.fits,
+                )
+            )
+    return found if before.fits else sorted(found, key=lambda one: (not one.fits, one.peak_memory_bytes))

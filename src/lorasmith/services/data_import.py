@@ -1,0 +1,127 @@
+"""A source to a dataset of a workbench: in bounded memory, whole or absent, and continued where it was broken off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorasmith.errors import Conflict, Interrupted, InvalidSpec
+from lorasmith.files import STAGING_PREFIX, disk_errors, new_id, sha256_bytes, staged_folder
+from lorasmith.model_files import read_facts
+from lorasmith.schemas.data import CONTENT_FIELDS, PARTS, DataImportSpec, Dataset
+from lorasmith.services.data_checks import ContextCheck, open_tokenizer
+from lorasmith.services.data_curation import Curation, Report, fate_counts, silent
+from lorasmith.services.data_index import Busy
+from lorasmith.services.data_reading import Source
+from lorasmith.services.models import resolve_model
+
+if TYPE_CHECKING:
+    from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
+
+
+def import_dataset(workbench: Workbench, path: Path, spec: DataImportSpec, report: Report = silent) -> Dataset:
+    """The dataset of a source. The same source under the same name and spec gives the dataset that is there already.
+
+    Ctrl-C raises `Interrupted` and leaves what was read under a hidden name; the same call goes on from there.
+    """
+    source = Source.open(path, spec.encoding)
+    source_sha256 = source.digest()
+    existing = workbench.datasets.get(spec.name)
+    if existing is not None:
+        return same_or_conflict(existing, path, source_sha256, spec)
+    context = open_context(workbench, spec.tokenizer) if spec.tokenizer else None
+    key = sha256_bytes(f"{source_sha256}\0{spec.model_dump_json()}".encode())
+    with (
+        work_folder(workbench.path("datasets"), spec.name) as folder,
+        Curation(folder, source, spec, context=context, key=key) as work,
+    ):
+        work.read(report)
+        return store(workbench, work, source_sha256, spec, report)
+
+
+def store(workbench: Workbench, work: Curation, source_sha256: str, spec: DataImportSpec, report: Report) -> Dataset:
+    dataset_id = new_id("dataset")
+    folder = workbench.path(f"datasets/{dataset_id}")
+    with staged_folder(folder) as staging:
+        statistics = work.write(staging, report)
+        dataset = Dataset(
+            id=dataset_id,
+            name=spec.name,
+            format=work.detection.format,
+            format_reason=work.detection.reason,
+            kind=work.detection.format.kind,
+            source=str(work.source.path.resolve()),
+            source_sha256=source_sha256,
+            spec=spec,
+            sha256=content_digest(staging),
+            folder=f"datasets/{dataset_id}",
+            num_examples=sum(work.part_sizes.values()),
+            part_sizes=work.part_sizes,
+            fates=fate_counts(work.fates),
+            statistics=statistics,
+        )
+        (staging / "dataset.json").write_text(dataset.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    try:
+        return workbench.datasets.add(dataset)
+    except BaseException:  # a folder without its row would never be found again
+        shutil.rmtree(folder)
+        raise
+
+
+@contextmanager
+def work_folder(datasets: Path, name: str) -> Iterator[Path]:
+    """The folder in which the import of that name works. Ctrl-C leaves it; the end and every error remove it."""
+    folder = datasets / f"{STAGING_PREFIX}import-{name}"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped; no dataset {name!r} was made", hint="the same command goes on where this one stopped"
+        ) from None
+    except Busy:
+        raise
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder)
+
+
+def open_context(workbench: Workbench, model: str) -> ContextCheck:
+    folder = Path(resolve_model(workbench, model).location)
+    if not folder.is_dir():
+        raise InvalidSpec(f"--tokenizer needs a model on this machine, got {model!r}", hint="name its folder")
+    context = read_facts(folder).context_tokens
+    if not context:
+        raise InvalidSpec(f"the config of {folder} does not say how many tokens its context has", hint="another model")
+    return open_tokenizer(folder, context)
+
+
+def same_or_conflict(existing: Dataset, source: Path, source_sha256: str, spec: DataImportSpec) -> Dataset:
+    if existing.source_sha256 != source_sha256:
+        difference = f"it was made from other content than {source} has"
+    elif existing.spec != spec:
+        difference = f"it was made from {source} with other options"
+    else:
+        return existing
+    raise Conflict(
+        f"there is already a dataset {spec.name!r}, and {difference}",
+        hint=f"choose another --name, or remove it first: lorasmith data rm {spec.name} --yes",
+    )
+
+
+def content_digest(folder: Path) -> str:
+    """sha256 over the content of the parts in order; row numbers and groups do not count."""
+    digest = hashlib.sha256()
+    for part in PARTS:
+        with (folder / f"{part}.jsonl").open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                content = {key: value for key, value in json.loads(line).items() if key in CONTENT_FIELDS}
+                digest.update(json.dumps([part, content], ensure_ascii=False, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,70 @@
+"""One optimizer step of tiny models on a share of its rows; as a program, the further process of a test."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorasmith.engine.models.families import read_decoder
+from lorasmith.engine.reporting import SilentReporter
+from lorasmith.engine.training.batches import plan_steps
+from lorasmith.engine.training.checkpoints import Progress, trainable
+from lorasmith.engine.training.computation import Computation, PackedComputation, PeftComputation
+from lorasmith.engine.training.devices import Devices, join
+from lorasmith.engine.training.loop import TrainingRun, optimizer_step
+from lorasmith.engine.training.loss import CompletionLoss
+from lorasmith.engine.training.optimizers import build_optimizer
+from lorasmith.schemas.training import TrainingSettings
+from tests.engine.decoder_cases import adapted, random_rows, tiny_base
+
+CASES = [f"{way} {dtype}" for way in ("packed", "peft") for dtype in ("float32", "float64")]
+LENGTHS = [33, 7, 61, 2, 18, 40, 5]
+
+
+def one_step(case: str, devices: Devices | None = None) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
+    """Loss in nats, gradients before clipping, and weights after the first step of a run of one step of all rows."""
+    way, dtype = case.split()
+    dropout = 0.2 if way == "packed" else 0.0  # PEFT draws a mask for each micro-batch
+    model = adapted(tiny_base("qwen2", tie_word_embeddings=False), dropout=dropout).to(getattr(torch, dtype))
+    rows = random_rows(LENGTHS)
+    computation: Computation
+    if way == "packed":
+        computation = PackedComputation(read_decoder(model), seed=0, micro_batch_tokens=64)
+    else:
+        loss = CompletionLoss(model.get_base_model(), 97)
+        computation = PeftComputation(model, loss, seed=0, pad_id=0, precision="fp32", batch_rows=2)
+    gradients: dict[str, Tensor] = {}
+    optimizer = build_optimizer("adamw", trainable(model), rate=1e-2, weight_decay=0.01)
+
+    def keep(*_: object) -> None:
+        gradients.update({n: p.grad.clone() for n, p in trainable(model).items() if p.grad is not None})
+
+    optimizer.register_step_pre_hook(keep)
+    run = TrainingRun(
+        job=Path(),
+        model=model,
+        optimizer=optimizer,
+        initial={},
+        computation=computation,
+        plan=plan_steps(len(rows), batch_size=len(rows), accumulation=1, epochs=1, max_steps=None, seed=0),
+        settings=TrainingSettings(max_grad_norm=1e9),
+        train=rows,
+        validation=[],
+        progress=Progress(),
+        devices=devices or Devices(),
+    )
+    optimizer_step(run, SilentReporter(Path()), 1e-2)
+    updated = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+    for name, first in run.devices.agree(updated).items():
+        assert torch.equal(updated[name], first), f"{name} differs from the first process's"
+    return run.progress.interval_nats, gradients, updated
+
+
+if __name__ == "__main__":
+    joined = join(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    for name in CASES:
+        one_step(name, joined)
+    joined.sum(0.0)  # waits until it is killed
