@@ -29,7 +29,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lorasmith.services.data_duplicates.index import write_index
 from lorasmith.services.data_duplicates.search import decide
-from lorasmith.services.data_duplicates.texts import Row, normalised
+from lorasmith.services.data_duplicates.texts import Row, folded
 
 NAME = "dedup"
 THRESHOLD = 0.8
@@ -130,7 +130,7 @@ def against_brute_force(corpus: Path, folder: Path) -> tuple[float, float]:
     share. A joined row counts as right when chains of pairs at or above the threshold connect it with its stand-in.
     """
     texts = [
-        normalised(f"{instruction}\n{output}")
+        folded(f"{instruction}\n{output}")
         for _, instruction, output in itertools.islice(read_rows(corpus), BRUTE_FORCE_ROWS)
     ]
     numbers: dict[tuple[str, ...], int] = {}

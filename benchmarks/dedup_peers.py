@@ -1,6 +1,6 @@
 """The same search with datasketch and with rensa: their signatures and their LSH, everything else as ours states it.
 
-Rows are normalised, exact duplicates leave first, shingles are runs of three tokens, the banding is 32 x 8 of 256
+Rows are folded, exact duplicates leave first, shingles are runs of three tokens, the banding is 32 x 8 of 256
 permutations, every candidate pair is compared exactly, clusters come from union-find and a ledger is written.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dedup_corpus import read_rows
 
-from lorasmith.services.data_duplicates.texts import normalised
+from lorasmith.services.data_duplicates.texts import folded
 
 PERMUTATIONS, BANDS = 256, 32
 ROWS_AT_ONCE = 4096
@@ -82,7 +82,7 @@ def search(peer: str, corpus: Path, ledger: Path, threshold: float) -> int:
 
     def texts() -> Iterator[tuple[int, str]]:
         for line, instruction, output in read_rows(corpus):
-            text = normalised(f"{instruction}\n{output}")
+            text = folded(f"{instruction}\n{output}")
             if (original := line_of_text.setdefault(text, line)) == line:
                 yield line, text
             else:

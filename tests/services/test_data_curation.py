@@ -71,6 +71,58 @@ def test_every_input_row_has_exactly_one_ledger_line(rows: list[dict[str, Any]])
             assert line.duplicate_of_row < line.row
 
 
+story = " ".join(f"word{n}" for n in range(40))
+answers = st.sampled_from([story, story.upper(), f"{story} more", f"{story} more and more", "yes", "Yes", "no", ""])
+questions = st.sampled_from(["why", "Why", "how does it work", ""])
+groups = st.sampled_from(["a", "b", "c", None])
+parts = st.sampled_from(["train", "test", None])
+similar_rows = st.lists(
+    st.fixed_dictionaries({"input": questions, "output": answers, "group": groups, "split": parts}), max_size=16
+)
+
+
+@given(similar_rows)
+@settings(max_examples=60, deadline=None)
+def test_near_duplicates_have_a_line_too_and_nothing_of_a_cluster_or_instruction_is_in_two_parts(
+    rows: list[dict[str, Any]],
+) -> None:
+    rows = [{"input": "always", "output": "good", "split": "train"}, *rows]
+    with tempfile.TemporaryDirectory() as folder:
+        spec = DataPreparationSpec(format=DatasetFormat.CHAT, max_rejected_share=1.0)
+        path = write_rows(Path(folder), rows)
+        whole, data = (curate(path, spec.model_copy(update={"near_duplicates": near})) for near in (None, 0.8))
+    assert [line.row for line in data.ledger] == list(range(1, len(rows) + 1))
+    assert sum(data.fates().values()) == len(rows)
+    kept = {example.row: example for example in data.examples}
+    assert set(kept) == {line.row for line in data.ledger if line.fate == Fate.KEPT}
+    group_of = {example.row: example.group for example in whole.examples}
+    group_after: dict[str, set[str]] = {}
+    for before, line in zip(whole.ledger, data.ledger, strict=True):
+        if line.fate == Fate.NEAR_DUPLICATE:
+            assert before.fate == Fate.KEPT
+            assert line.duplicate_of_row in kept
+            assert line.similarity is not None
+            assert 0 < line.similarity <= 1
+            assert (line.part, line.example_id) == (None, None)
+            group_after.setdefault(group_of[line.row], set()).add(kept[line.duplicate_of_row].group)
+        else:
+            assert line.fate == before.fate
+            if line.fate == Fate.KEPT:
+                group_after.setdefault(group_of[line.row], set()).add(kept[line.row].group)
+    assert all(len(after) == 1 for after in group_after.values())
+    by_instruction: dict[str, set[str]] = {}
+    for example in data.examples:
+        assert example.messages is not None
+        by_instruction.setdefault(example.messages[0].content.lower(), set()).add(example.group)
+    assert all(len(found) == 1 for found in by_instruction.values())
+    if not any(row["split"] for row in rows[1:]):
+        parts_of: dict[str, set[str]] = {}
+        for part in data.parts:
+            for example in data.parts[part]:
+                parts_of.setdefault(example.group, set()).add(part)
+        assert all(len(found) == 1 for found in parts_of.values())
+
+
 def test_duplicates_differ_only_in_white_space_and_unicode_form(tmp_path: Path) -> None:
     rows = [
         {"input": "Caf\u00e9  au lait", "output": "ok"},

@@ -14,9 +14,10 @@ from lorasmith.errors import Conflict, Interrupted, InvalidData, NotFound
 from lorasmith.files import verify_manifest
 from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Dataset, Fate
 from lorasmith.services import data, data_curation
-from lorasmith.services.data_curation import Progress, curate
+from lorasmith.services.data_curation import curate
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.data_index import ImportIndex
+from lorasmith.services.data_progress import Progress
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
 

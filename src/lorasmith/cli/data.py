@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lorasmith.cli import data_duplicates
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
@@ -17,6 +18,7 @@ from lorasmith.cli.data_options import (
     known_format,
     known_part,
     limits,
+    near_duplicates_from,
     preparation_spec,
     row_range,
 )
@@ -61,6 +63,9 @@ def import_(
     max_chars: Annotated[list[str] | None, typer.Option("--max-chars", help="Greatest length: output=8000")] = None,
     language: Annotated[list[str] | None, typer.Option("--language", help="Flag answers in another, as en")] = None,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Flag rows over this model's context")] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option("--near-duplicates", help="Take out rows from this similarity on, such as 0.8")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import a file as a dataset with train, val and test parts"""
@@ -78,6 +83,7 @@ def import_(
         "max_chars": limits("--max-chars", max_chars or []),
         "languages": language or [],
         "tokenizer": tokenizer,
+        "near_duplicates": near_duplicates_from(near_duplicates),
     }
     spec = import_spec(name, format, split, exact, salt, max_rejected, checks)
     with ImportView() as view:
@@ -294,3 +300,7 @@ def prepare(
         if name
         else "next: the same with --name NAME, to train"
     )
+
+
+for search in (data_duplicates.duplicates, data_duplicates.contamination, data_duplicates.leakage):
+    app.command()(search)

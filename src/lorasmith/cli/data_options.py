@@ -75,6 +75,17 @@ def limits(option: str, given: list[str]) -> dict[str, int]:
     return result
 
 
+def near_duplicates_from(similarity: float | None) -> float | None:
+    from lorasmith.schemas.data import LOWEST_SIMILARITY
+
+    if similarity is None or LOWEST_SIMILARITY <= similarity <= 1:
+        return similarity
+    raise InvalidSpec(
+        f"--near-duplicates must be a similarity from {LOWEST_SIMILARITY} to 1, got {similarity:g}",
+        hint="--near-duplicates 0.8",
+    )
+
+
 def one_of(option: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise InvalidSpec(f"{option} must be {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")

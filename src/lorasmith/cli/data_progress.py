@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-    from lorasmith.services.data_curation import Progress
+    from lorasmith.services.data_progress import Progress
 
 LINE_EVERY_S = 10.0
 SHOWN_AFTER_S = 1.0
@@ -67,6 +67,8 @@ class ImportView:
 
 
 def facts(progress: Progress) -> str:
+    if progress.phase == "comparing":
+        return f"{progress.done:,} rows"
     if progress.phase == "writing":
         return f"{progress.done:,} of {progress.total:,} rows"
     return f"{size(progress.done)} of {size(progress.total)}, {progress.rows:,} rows"

@@ -14,6 +14,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 TooLong = Literal["error", "drop", "left", "right", "split", "cut"]
+LOWEST_SIMILARITY = 0.4  # of near duplicates: below, nearly every pair of a large set would have to be compared
 CheckName = Literal[
     "stop-token-not-trained",
     "no-trained-token",
@@ -142,7 +143,7 @@ CONTENT_FIELDS = {"messages", "text", "tools", "chosen", "rejected", "desirable"
 
 
 class Fate(StrEnum):
-    """`near_duplicate` and `leaks` are given by later passes over a dataset, not by the import."""
+    """What became of an input row. `cut` and `leaks` are reserved for passes over a dataset, none of which gives them yet."""
 
     KEPT = "kept"
     CHANGED = "changed"
@@ -218,6 +219,12 @@ class DataPreparationSpec(BaseModel):
     min_chars: dict[str, int] = Field(default_factory=dict, description="Field → fewest characters that it may have.")
     max_chars: dict[str, int] = Field(default_factory=dict, description="Field → most characters that it may have.")
     languages: list[str] = Field(default_factory=list, description="ISO 639-1 codes; rows in another are flagged.")
+    near_duplicates: float | None = Field(
+        default=None,
+        ge=LOWEST_SIMILARITY,
+        le=1,
+        description="Similarity from which a row is a near duplicate and is taken out; absent: none is.",
+    )
     tokenizer: str | None = Field(default=None, description="Model whose tokenizer and context measure the rows.")
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from lorasmith.errors import NotFound
 from lorasmith.files import disk_errors
 from lorasmith.schemas.data import Dataset, Example, Fate, FindingName, LedgerLine, Part
-from lorasmith.services.data_curation import LEDGER
+from lorasmith.services.data_parts import LEDGER
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy

@@ -64,24 +64,27 @@ def content_id(content: Any) -> str:
 
 def duplicate_digest(example: Example) -> bytes:
     """16 bytes; two rows are exact duplicates where it is equal: they differ in white space and Unicode form alone."""
-    canonical = json.dumps(normalised_texts(example.content()), ensure_ascii=False, sort_keys=True)
+    canonical = json.dumps(canonical_texts(example.content()), ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(canonical.encode()).digest()[:16]
 
 
-def normalised_texts(value: Any) -> Any:
+def canonical_texts(value: Any) -> Any:
     match value:
         case str():
-            return normalised(value)
+            return canonical_text(value)
         case dict():
-            return {key: normalised_texts(one) for key, one in value.items()}
+            return {key: canonical_texts(one) for key, one in value.items()}
         case list():
-            return [normalised_texts(one) for one in value]
+            return [canonical_texts(one) for one in value]
         case _:
             return value
 
 
-def normalised(text: str) -> str:
-    """NFC, with each run of white space as one blank: what makes two rows exact duplicates."""
+def canonical_text(text: str) -> str:
+    """NFC, with each run of white space as one blank: what makes two rows of an import exact duplicates.
+
+    Searches for duplicates compare a wider form, `data_duplicates.texts.folded` (NFKC, case folded).
+    """
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
@@ -91,7 +94,7 @@ def group_of(values: Mapping[str, Any], beginning: str) -> str:
     if isinstance(group, int) and not isinstance(group, bool):
         group = str(group)
     if group is None or group == "":
-        return hashlib.sha256(normalised(beginning).lower().encode()).hexdigest()[:16]
+        return hashlib.sha256(canonical_text(beginning).lower().encode()).hexdigest()[:16]
     return text_at({"group": group}, "group", "a name")
 
 

@@ -1,29 +1,28 @@
 """One pass over a source: each row checked and converted, with one ledger line; then parts, in a second pass.
 
 Both passes hold one row in memory; what all rows leave behind is in the index and in two files of the working folder.
+Where near duplicates are taken out, a pass between them does it, with about 4 KB a row on disk and 100 bytes in memory.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from lorasmith.errors import InvalidData
+from lorasmith.errors import InvalidData, InvalidSpec
 from lorasmith.files import disk_errors
 from lorasmith.schemas.data import (
     PARTS,
-    STAYS,
     DataPreparationSpec,
+    DatasetFormat,
     Detection,
     Example,
     Fate,
@@ -37,37 +36,19 @@ from lorasmith.services.data_formats import SHAPES, detect_format
 from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.data_mapping import apply_mapping, check_mapping
 from lorasmith.services.data_mending import mended
+from lorasmith.services.data_parts import LEDGER, lines, write_parts
+from lorasmith.services.data_progress import REPORT_EVERY_ROWS, Progress, Report, silent
 from lorasmith.services.data_reading import Source
 from lorasmith.services.data_rows import BrokenRow, RawRow
 from lorasmith.services.data_split import assign_parts, group_position
-from lorasmith.services.data_statistics import PartStatistics
 from lorasmith.services.data_turns import BadRow
 
 DETECTION_ROWS = 1000
 DETECTION_CHARS = 16 * 1024 * 1024
 SHOWN_FINDINGS = 3
 COMMIT_EVERY_S = 5.0
-REPORT_EVERY_ROWS = 500
-LEDGER = "ledger.jsonl"
 ROWS = "rows.jsonl"
 INDEX = "index.sqlite"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """`done` of `total` bytes of the source while reading, rows while writing; `rows` is how many were read."""
-
-    phase: Literal["reading", "continuing", "writing"]
-    done: int
-    total: int
-    rows: int
-
-
-Report = Callable[[Progress], None]
-
-
-def silent(progress: Progress) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -114,11 +95,6 @@ def curate(path: Path, spec: DataPreparationSpec) -> CuratedData:
         }
         ledger = [LedgerLine.model_validate_json(line) for line in lines(written / LEDGER)]
         return CuratedData(work.detection, parts, ledger, statistics)
-
-
-def lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="\n") as handle:
-        yield from handle
 
 
 def first_rows(rows: Iterator[RawRow | BrokenRow]) -> list[RawRow | BrokenRow]:
@@ -246,8 +222,17 @@ class Curation:
         if self.found_format is None:
             head = first_rows(rows)
             self.found_format = detect_source(self.source, head, self.spec)
+            self.check_near_duplicates(self.found_format.format)
             rows = chain(head, rows)
         yield from rows
+
+    def check_near_duplicates(self, format: DatasetFormat) -> None:
+        if self.spec.near_duplicates is not None and format.kind != "sft":
+            raise InvalidSpec(
+                f"near duplicates are taken out of rows with one answer, and the rows of {self.source.path} ({format}) "
+                "say which of two answers is wanted: similar rows may say the opposite",
+                hint="leave --near-duplicates out; lorasmith data duplicates NAME shows what is similar",
+            )
 
     def take(self, row: RawRow | BrokenRow) -> None:
         """The fate of one row."""
@@ -352,23 +337,16 @@ class Curation:
 
     def write(self, folder: Path, report: Report = silent) -> dict[str, Any]:
         """The parts and the whole ledger into `folder`; returns the statistics of the rows that stay."""
+        rows, ledger = Path(self.row_file.name), Path(self.ledger_file.name)
+        if self.spec.near_duplicates is not None:
+            from lorasmith.services.data_near_duplicates import sift  # it imports numpy
+
+            sifted = sift(rows, ledger, self.index, self.spec.near_duplicates, self.spec.salt, report)
+            rows, ledger, self.pinned = sifted.rows, sifted.ledger, sifted.pinned
+            self.fates.update(sifted.fates)
+            self.findings -= sifted.findings_gone
         note = assign_parts(self.index, self.pinned, self.spec)
-        statistics = PartStatistics()
-        with disk_errors(folder), open_parts(folder) as files:
-            examples = lines(Path(self.row_file.name))
-            with (folder / LEDGER).open("w", encoding="utf-8", newline="\n") as ledger:
-                for text in lines(Path(self.ledger_file.name)):
-                    line = LedgerLine.model_validate_json(text)
-                    if line.fate in STAYS:
-                        example = next(examples)
-                        values = json.loads(example)
-                        line.part = line.part or self.index.part_of(values["group"])
-                        files[line.part].write(example)
-                        statistics.add(values, line.part)
-                        text = line.model_dump_json(exclude_none=True) + "\n"
-                    ledger.write(text)
-                    if line.row % REPORT_EVERY_ROWS == 0:
-                        report(Progress("writing", line.row, self.rows, self.rows))
+        statistics = write_parts(folder, rows, ledger, self.index, self.rows, report)
         result = statistics.result()
         result["ignored_fields"] = dict(self.ignored.most_common())
         if self.findings:
@@ -379,13 +357,3 @@ class Curation:
             result["split_note"] = note
         self.part_sizes = statistics.part_sizes()
         return result
-
-
-@contextmanager
-def open_parts(folder: Path) -> Iterator[dict[Part, IO[str]]]:
-    """The files of the three parts, open for writing."""
-    with ExitStack() as stack:
-        yield {
-            part: stack.enter_context((folder / f"{part}.jsonl").open("w", encoding="utf-8", newline="\n"))
-            for part in PARTS
-        }

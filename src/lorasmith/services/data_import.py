@@ -15,8 +15,9 @@ from lorasmith.files import STAGING_PREFIX, disk_errors, new_id, sha256_bytes, s
 from lorasmith.model_files import read_facts
 from lorasmith.schemas.data import CONTENT_FIELDS, PARTS, DataImportSpec, Dataset
 from lorasmith.services.data_checks import ContextCheck, open_tokenizer
-from lorasmith.services.data_curation import Curation, Report, fate_counts, silent
+from lorasmith.services.data_curation import Curation, fate_counts
 from lorasmith.services.data_index import Busy
+from lorasmith.services.data_progress import Report, silent
 from lorasmith.services.data_reading import Source
 from lorasmith.services.models import resolve_model
 

@@ -75,6 +75,9 @@ class ImportIndex:
         for table in ("seen", "groups", "state"):
             self.connection.execute(f"DELETE FROM {table}")
 
+    def clear_groups(self) -> None:
+        self.connection.execute("DELETE FROM groups")
+
     def first_with(self, digest: bytes, row: int, example_id: str) -> tuple[int, str] | None:
         """(row, example id) of the earlier row with this digest; None for the first one, which is noted."""
         added = self.connection.execute(

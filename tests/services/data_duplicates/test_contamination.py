@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from lorasmith.errors import InvalidSpec
 from lorasmith.services.data_duplicates.contamination import Hit, Text, contaminated, overlap, read_items
-from lorasmith.services.data_duplicates.texts import normalised
+from lorasmith.services.data_duplicates.texts import folded
 
 QUESTION = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
@@ -19,14 +19,14 @@ def hits(rows: list[str], items: list[str], similarity: float = 0.8) -> list[Hit
 
 def test_an_equal_text_is_an_exact_hit() -> None:
     found = hits(["something else", QUESTION.upper() + "\n"], [QUESTION])
-    assert found == [Hit(1, "item 0", "exact", normalised(QUESTION))]
+    assert found == [Hit(1, "item 0", "exact", folded(QUESTION))]
 
 
 def test_thirteen_words_in_a_row_are_a_hit_and_twelve_are_not() -> None:
     words = QUESTION.split()
     thirteen = "before " + " ".join(words[2:14]) + " after"  # with the comma 13 tokens
     (found,) = hits([thirteen], [QUESTION])
-    assert (found.kind, found.text) == ("words", normalised(" ".join(words[2:14])))
+    assert (found.kind, found.text) == ("words", folded(" ".join(words[2:14])))
     assert hits(["before " + " ".join(words[3:14]) + " after"], [QUESTION]) == []
 
 
@@ -34,7 +34,7 @@ def test_the_longest_stretch_is_named() -> None:
     row = "Solve: " + QUESTION.rstrip("?") + " and June?"
     (found,) = hits([row], [QUESTION])
     assert found.kind == "words"
-    assert found.text == normalised(QUESTION.rstrip("?"))
+    assert found.text == folded(QUESTION.rstrip("?"))
 
 
 def test_an_item_of_eight_words_is_looked_for_as_a_whole() -> None:
@@ -50,7 +50,7 @@ def test_changed_words_are_a_similar_hit_with_its_similarity_and_text() -> None:
     (found,) = hits([row], [item], similarity=0.6)
 
     def grams(text: str) -> set[str]:
-        padded = "\0" * 4 + normalised(text) + "\0" * 4
+        padded = "\0" * 4 + folded(text) + "\0" * 4
         return {padded[place : place + 5] for place in range(len(padded) - 4)}
 
     expected = len(grams(row) & grams(item)) / len(grams(row) | grams(item))

@@ -16,7 +16,7 @@ from lorasmith.services.data_duplicates.index import Index, open_index, write_in
 from lorasmith.services.data_duplicates.search import Decision, Finding, decide
 from lorasmith.services.data_duplicates.shingles import Shingling
 from lorasmith.services.data_duplicates.signatures import candidate_probability, lowest_threshold, rows_per_band
-from lorasmith.services.data_duplicates.texts import Row, normalised
+from lorasmith.services.data_duplicates.texts import Row, folded
 
 TOKEN = re.compile(r"[^\W_]+|[^\w\s]|_")
 
@@ -24,7 +24,7 @@ TOKEN = re.compile(r"[^\W_]+|[^\w\s]|_")
 @cache
 def shingle_set(text: str, size: int = 3) -> set[tuple[str, ...]]:
     """The definition, with strings and without hashes."""
-    tokens = TOKEN.findall(normalised(text))
+    tokens = TOKEN.findall(folded(text))
     padded = [""] * (size - 1) + tokens + [""] * (size - 1)
     return {tuple(padded[place : place + size]) for place in range(len(tokens) + size - 1)} if tokens else set()
 
@@ -44,7 +44,7 @@ def brute_force_clusters(texts: Sequence[str], threshold: float) -> set[frozense
         return place
 
     for left, right in itertools.combinations(range(len(texts)), 2):
-        equal = normalised(texts[left]) == normalised(texts[right])
+        equal = folded(texts[left]) == folded(texts[right])
         if equal or similarity(texts[left], texts[right]) >= threshold:
             parent[root(right)] = root(left)
     members: dict[int, set[int]] = {}
@@ -113,8 +113,8 @@ def test_the_order_of_the_rows_decides_only_between_equally_long_rows(
     assert sum(map(len, clusters(first))) == len(rows)  # a partition
     for members in clusters(first):
         (kept,) = [finding.id for finding in first if finding.id in members and finding.kind == "kept"]
-        longest = max(len(normalised(texts[member])) for member in members)
-        assert kept == min(member for member in members if len(normalised(texts[member])) == longest)
+        longest = max(len(folded(texts[member])) for member in members)
+        assert kept == min(member for member in members if len(folded(texts[member])) == longest)
 
 
 def test_another_threshold_is_decided_without_the_rows_as_a_fresh_search_would(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lorasmith.errors import InvalidSpec
-from lorasmith.services.data_duplicates.texts import normalised
+from lorasmith.services.data_duplicates.texts import folded
 from lorasmith.services.data_duplicates.weighted import similar_pairs
 
 
@@ -12,8 +12,8 @@ def closed_form_cosines(texts: list[str]) -> np.ndarray:
     for text in texts:
         counts: dict[tuple[str, ...], int] = {}
         for size in (3, 4, 5):
-            padded = [""] * (size - 1) + list(normalised(text)) + [""] * (size - 1)
-            for place in range(len(padded) - size + 1 if normalised(text) else 0):
+            padded = [""] * (size - 1) + list(folded(text)) + [""] * (size - 1)
+            for place in range(len(padded) - size + 1 if folded(text) else 0):
                 gram = tuple(padded[place : place + size])
                 counts[gram] = counts.get(gram, 0) + 1
         counted.append(counts)

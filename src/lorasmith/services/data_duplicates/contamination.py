@@ -2,7 +2,7 @@
 
 Three kinds of hit, the strongest first; a row and an item are reported once, with the strongest:
 
-- `exact`: the normalised texts are equal.
+- `exact`: the folded texts are equal.
 - `words`: a run of 13 tokens of the item stands in the row (the length that GPT-3's decontamination used: Brown et al.
   2020, appendix C). Items of 8 to 12 tokens are looked for as a whole; shorter ones only as exact or similar.
 - `similar`: the Jaccard similarity of the sets of character 5-grams reaches the threshold.
@@ -34,7 +34,7 @@ from lorasmith.services.data_duplicates.shingles import (
 )
 from lorasmith.services.data_duplicates.signatures import PERMUTATIONS, band_keys, rows_per_band, signatures_of
 from lorasmith.services.data_duplicates.similarity import jaccard
-from lorasmith.services.data_duplicates.texts import digest, normalised
+from lorasmith.services.data_duplicates.texts import digest, folded
 
 HitKind = Literal["exact", "words", "similar"]
 
@@ -54,7 +54,7 @@ class Text(NamedTuple):
 
 
 class Hit(NamedTuple):
-    """One row that holds one item. `text` is what matches, normalised; `similarity` is given for `similar` only."""
+    """One row that holds one item. `text` is what matches, folded; `similarity` is given for `similar` only."""
 
     row: int | str
     item: int | str
@@ -101,7 +101,7 @@ def read_items(items: Iterable[Text], similarity: float = DEFAULT_SIMILARITY) ->
     """Hash the items once. Raises `InvalidSpec` for a similarity outside 0.4 to 1."""
     width = rows_per_band(similarity)
     held = list(items)
-    texts = [normalised(item.text) for item in held]
+    texts = [folded(item.text) for item in held]
     of_digest: dict[bytes, list[int]] = {}
     for number, text in enumerate(texts):
         of_digest.setdefault(digest(text), []).append(number)
@@ -139,7 +139,7 @@ def contaminated(rows: Iterable[Text], items: Items) -> Iterator[Hit]:
 
 
 def hits_of(rows: Sequence[Text], items: Items) -> list[Hit]:
-    texts = [normalised(row.text) for row in rows]
+    texts = [folded(row.text) for row in rows]
     found: dict[tuple[int, int], Hit] = {}
 
     def report(row: int, item: int, kind: HitKind, text: str, similarity: float | None = None) -> None:

@@ -17,7 +17,7 @@ from lorasmith.files import disk_errors, read_json, staged_folder, write_json
 from lorasmith.services.data_duplicates.parallel import Workers
 from lorasmith.services.data_duplicates.shingles import I64, U64, Ragged, Shingling, offsets_of, shingles_of
 from lorasmith.services.data_duplicates.signatures import PERMUTATIONS, SEED, Signatures, signatures_of
-from lorasmith.services.data_duplicates.texts import KEYS, Key, Row, digest, normalised
+from lorasmith.services.data_duplicates.texts import KEYS, Key, Row, digest, folded
 
 VERSION = 1
 DESCRIPTION = "index.json"
@@ -30,7 +30,7 @@ ROW = np.dtype(
         ("item", "<u8", (2,)),  # digest of the text that is compared
         ("instruction", "<u8"),
         ("answer", "<u8"),
-        ("answer_length", "<u4"),  # characters, normalised
+        ("answer_length", "<u4"),  # characters, folded
         ("text_length", "<u4"),
         ("shingle_count", "<u4"),
         ("instruction_shingles", "<u4"),
@@ -191,8 +191,8 @@ def compared_text(instruction: str, answer: str, key: Key) -> str:
 
 def prepare(rows: Sequence[Row], key: Key, shingling: Shingling) -> Prepared:
     """What the index holds of one chunk."""
-    instructions = [normalised(row.instruction) for row in rows]
-    answers = [normalised(row.answer) for row in rows]
+    instructions = [folded(row.instruction) for row in rows]
+    answers = [folded(row.answer) for row in rows]
     texts = [compared_text(*pair, key) for pair in zip(instructions, answers, strict=True)]
     shingles, instruction_shingles = shingles_of(texts, shingling, list(map(len, instructions)))
     prepared = np.empty(len(rows), ROW)

@@ -5,7 +5,7 @@
     for finding in decision.findings(): ...
     stricter = decide(open_index(folder), threshold=0.9)  # hashes nothing again
 
-Two rows are exact duplicates when their normalised texts are equal, near duplicates when the Jaccard similarity of
+Two rows are exact duplicates when their folded texts are equal, near duplicates when the Jaccard similarity of
 their shingle sets is at least the threshold. Near duplicates of near duplicates are in one cluster, and the cluster's
 best row stays: the longest answer, then the longest text, then the earliest row.
 

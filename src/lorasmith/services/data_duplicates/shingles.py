@@ -148,7 +148,7 @@ def powers(count: int) -> tuple[U64, U64]:
 
 
 def tokens_of(texts: Sequence[str], unit: Unit) -> Tokens:
-    """Tokens of normalised texts. A token's hash is the polynomial of its code points, plus one, in BASE, mixed."""
+    """Tokens of folded texts. A token's hash is the polynomial of its code points, plus one, in BASE, mixed."""
     joined = "\n".join(texts) + "\n"  # a line break ends the last token of each text
     points, kinds = points_and_classes(joined)
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
@@ -212,7 +212,7 @@ def distinct(grams: Ragged) -> Ragged:
 
 
 def shingles_of(texts: Sequence[str], shingling: Shingling, beginnings: Sequence[int]) -> tuple[Ragged, I64]:
-    """The set of shingles of each normalised text, ascending, and how many of them end in its beginning.
+    """The set of shingles of each folded text, ascending, and how many of them end in its beginning.
 
     `beginnings` holds the length of each text's beginning in characters. A text without tokens has no shingles.
     """

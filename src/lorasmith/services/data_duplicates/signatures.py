@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorasmith.errors import InvalidSpec
+from lorasmith.schemas.data import LOWEST_SIMILARITY
 from lorasmith.services.data_duplicates.shingles import STEP, U64, Ragged, mix
 
 PERMUTATIONS = 256
 SEED = 0x10_5A_17
 REQUIRED_RECALL = 0.99
 MOST_ROWS_PER_BAND = 8
-LOWEST_THRESHOLD = 0.4
 BLOCK_ELEMENTS = 65_536  # 256 KiB of uint32: what is hashed 256 times stays in the second-level cache
 
 Signatures = NDArray[np.uint16]
@@ -28,8 +28,8 @@ def rows_per_band(threshold: float) -> int:
 
     Raises `InvalidSpec` outside 0.4 to 1: below, nearly every pair of a large set would have to be compared.
     """
-    if not LOWEST_THRESHOLD <= threshold <= 1:
-        raise InvalidSpec(f"the similarity threshold must be between {LOWEST_THRESHOLD} and 1, got {threshold}")
+    if not LOWEST_SIMILARITY <= threshold <= 1:
+        raise InvalidSpec(f"the similarity threshold must be between {LOWEST_SIMILARITY} and 1, got {threshold}")
     return max(
         rows for rows in range(1, MOST_ROWS_PER_BAND + 1) if candidate_probability(threshold, rows) >= REQUIRED_RECALL
     )
@@ -37,7 +37,7 @@ def rows_per_band(threshold: float) -> int:
 
 def lowest_threshold(rows: int) -> float:
     """The lowest threshold, in hundredths, that is served by a banding of `rows` rows a band."""
-    hundredths = range(round(100 * LOWEST_THRESHOLD), 101)
+    hundredths = range(round(100 * LOWEST_SIMILARITY), 101)
     return next(value / 100 for value in hundredths if rows_per_band(value / 100) >= rows)
 
 

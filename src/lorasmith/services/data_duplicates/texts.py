@@ -1,4 +1,7 @@
-"""What two texts must share to be the same text: Unicode NFKC, case folded, each run of white space one blank."""
+"""What two texts must share to be the same text for a search: their folded forms are equal.
+
+An import's exact duplicates go by a stricter rule, `data_conversion.canonical_text`, where case counts.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,15 @@ class Row(NamedTuple):
     answer: str = ""
 
 
-def normalised(text: str) -> str:
+def folded(text: str) -> str:
     """NFKC, full case folding and NFKC again (folding can undo it), with white space as single blanks.
 
     Applying it twice changes nothing. Characters without a width, such as U+200B, are kept.
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.split())
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(text.split())
 
 
 def digest(text: str, size_bytes: int = 16) -> bytes:

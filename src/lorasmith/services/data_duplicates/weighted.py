@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lorasmith.errors import InvalidSpec
 from lorasmith.services.data_duplicates.shingles import I64, U64, Ragged, grams, mix, offsets_of, tokens_of
-from lorasmith.services.data_duplicates.texts import normalised
+from lorasmith.services.data_duplicates.texts import folded
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -41,7 +41,7 @@ def similar_pairs(texts: Iterable[str], threshold: float = 0.85) -> Iterator[Sim
     """All pairs at or above the threshold, by position. Raises `InvalidSpec` beyond 20,000 rows or outside 0.5 to 1."""
     if not 0.5 <= threshold <= 1:
         raise InvalidSpec(f"the threshold of the cosine must be between 0.5 and 1, got {threshold}")
-    held = [normalised(text) for text in texts]
+    held = [folded(text) for text in texts]
     if len(held) > MOST_ROWS:
         raise InvalidSpec(
             f"comparing all pairs of {len(held)} rows would take too long; at most {MOST_ROWS} rows are compared",
