@@ -103,7 +103,9 @@ class Estimate(BaseModel):
     why_no_time: str | None
     disk: DiskEstimate
     suggestions: list[Suggestion]
-    seed_formula_bytes: int = Field(description="The closed form of the workbench design, appendix B.2, for comparison.")
+    seed_formula_bytes: int = Field(
+        description="The closed form of the workbench design, appendix B.2, for comparison."
+    )
 
 
 def seed_training_vram_gb(

@@ -19,9 +19,7 @@ from lorasmith.services.training import check_runnable
 from lorasmith.services.workbench import Workbench
 
 
-def estimate(
-    workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measuring_s: float = MEASURING_S
-) -> Estimate:
+def estimate(workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measuring_s: float = MEASURING_S) -> Estimate:
     """Predict peak memory, time and disk of the run. A run that does not fit is an answer, not an error."""
     if not 0 < measuring_s <= MOST_MEASURING_S:
         raise InvalidSpec(f"measuring takes above 0 and at most {MOST_MEASURING_S:g} seconds, got {measuring_s:g}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -19,7 +18,7 @@ from lorasmith.engine.models.families import Decoder
 from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.choices import FREE_DISK_SHARE, SHORT_ROW_TOKENS
 from lorasmith.engine.training.computation import Computation
-from lorasmith.engine.training.estimation.rehearsal import extrapolated, heap_growth
+from lorasmith.engine.training.estimation.rehearsal import Prepare, extrapolated
 from lorasmith.engine.training.estimation.shape import RunShape, growing_batches, records
 from lorasmith.engine.training.estimation.skeleton import (
     adapted_skeleton,
@@ -136,17 +135,14 @@ def optimizer_bytes(name: OptimizerName, shape: tuple[int, ...]) -> int:
 def step_bytes(shape: RunShape) -> int:
     """What the largest steps and validations take, rehearsed with a few of the layers, once."""
     if shape.step_bytes is None:
-        shape.step_bytes = extrapolated(partial(growth, shape), shape.layers - shape.lowest)
+        layers, retained = shape.layers - shape.lowest, shape.decoder is not None
+        shape.step_bytes = extrapolated(partial(preparation, shape), layers, retained=retained)
     return shape.step_bytes
 
 
-def growth(shape: RunShape, layers: int) -> int:
-    """Bytes that the heap grows by from the first validation on, with so many layers from the lowest adapted one on."""
-
-    def prepare() -> Callable[[], None]:
-        return partial(go_through, shape, prepared(shape, layers))
-
-    return heap_growth(prepare, retained=shape.decoder is not None)
+def preparation(shape: RunShape, layers: int) -> Prepare:
+    """To be rehearsed: validation and steps with so many layers from the lowest adapted one on."""
+    return lambda: partial(go_through, shape, prepared(shape, layers))
 
 
 def prepared(shape: RunShape, layers: int) -> Computation:

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from lorasmith.errors import JobFailed
 Prepare = Callable[[], Callable[[], None]]
 
 TOP_PAD = -2  # of mallopt; see malloc.h of glibc
+FEW_LAYERS, MORE_LAYERS = 2, 6
 SAMPLED_BYTES = 1 << 12  # smaller tensors do not move the peak
 
 
@@ -125,7 +126,9 @@ def mapped(change: Callable[[Any], Any], values: Any) -> Any:
     """`change` of each leaf of lists, tuples and dictionaries."""
     if isinstance(values, dict):
         return {key: mapped(change, value) for key, value in values.items()}
-    return type(values)(mapped(change, value) for value in values) if isinstance(values, (list, tuple)) else change(values)
+    return (
+        type(values)(mapped(change, value) for value in values) if isinstance(values, (list, tuple)) else change(values)
+    )
 
 
 def signature(values: Any) -> Any:
@@ -151,7 +154,11 @@ def shape_only(value: Any) -> Any:
 
 def integer_indices(value: Any) -> Any:
     """Which elements a mask takes decides a shape, so it is computed."""
-    return value.nonzero().flatten() if isinstance(value, Tensor) and value.dtype == torch.bool and value.ndim == 1 else value
+    return (
+        value.nonzero().flatten()
+        if isinstance(value, Tensor) and value.dtype == torch.bool and value.ndim == 1
+        else value
+    )
 
 
 def heap_growth(prepare: Prepare, *, retained: bool) -> int:
@@ -159,12 +166,17 @@ def heap_growth(prepare: Prepare, *, retained: bool) -> int:
 
     `retained`: the heap is set up as for the packed decoder. The copy starts no threads. Raises `JobFailed`.
     """
+    return started(prepare, retained=retained)()
+
+
+def started(prepare: Prepare, *, retained: bool) -> Callable[[], int]:
+    """`heap_growth` that goes on in the background; what comes back waits for it."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            answer = {"bytes": grown(prepare, retained=retained)}
+            answer: dict[str, Any] = {"bytes": grown(prepare, retained=retained)}
             status = 0
         except BaseException as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
@@ -172,10 +184,14 @@ def heap_growth(prepare: Prepare, *, retained: bool) -> int:
             json.dump(answer, pipe)
         os._exit(status)
     os.close(write)
+    return partial(awaited, child, read)
+
+
+def awaited(child: int, read: int) -> int:
     with os.fdopen(read) as pipe:
         text = pipe.read()
     os.waitpid(child, 0)
-    answer = json.loads(text) if text else {"error": "it was killed"}
+    answer = json.loads(text) if text else {"error": "its process was killed"}
     if "error" in answer:
         raise JobFailed(f"the memory of a step could not be rehearsed: {answer['error']}", code="rehearsal")
     return int(answer["bytes"])
@@ -193,10 +209,12 @@ def grown(prepare: Prepare, *, retained: bool) -> int:
     return max(0, mode.peak_bytes - before)
 
 
-def extrapolated(growth: Callable[[int], int], layers: int) -> int:
+def extrapolated(prepare: Callable[[int], Prepare], layers: int, *, retained: bool) -> int:
     """Growth with that many layers: as it is up to a few, beyond them from two numbers of layers in a line."""
-    few, more = 2, 3
-    if layers <= more:
-        return growth(layers)
-    low, high = growth(few), growth(more)
-    return high + math.ceil((layers - more) * max(0, high - low) / (more - few))
+    if layers <= MORE_LAYERS:
+        return heap_growth(prepare(layers), retained=retained)
+    low = started(prepare(FEW_LAYERS), retained=retained)
+    high = started(prepare(MORE_LAYERS), retained=retained)
+    small, large = low(), high()
+    per_layer = max(0, large - small) / (MORE_LAYERS - FEW_LAYERS)
+    return large + math.ceil((layers - MORE_LAYERS) * per_layer)

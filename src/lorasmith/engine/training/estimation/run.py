@@ -47,7 +47,9 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Estimate:
     started_s = process_seconds()
     touch_libraries(material, spec)
     drawing_s = drawing_seconds(folder)
-    idle = Process(resident_bytes(), libraries_bytes=0)  # a model without weights, which follows, loads more than a run does
+    idle = Process(
+        resident_bytes(), libraries_bytes=0
+    )  # a model without weights, which follows, loads more than a run does
 
     report("phase", name="rehearse")
     shape = shape_run(material, spec)
@@ -163,9 +165,7 @@ def told(
     )
 
 
-def verdict(
-    shape: RunShape, prediction: Prediction, suggestions: list[Suggestion]
-) -> tuple[str | None, str | None]:
+def verdict(shape: RunShape, prediction: Prediction, suggestions: list[Suggestion]) -> tuple[str | None, str | None]:
     """Why the run does not fit, and the way out."""
     memory, disk = prediction.memory, prediction.disk
     if prediction.fits:

@@ -27,6 +27,7 @@ from lorasmith.schemas.data import Example, TooLong
 from lorasmith.schemas.training import TrainingSpec
 
 GROWTH = 1.2  # a micro-batch so much larger than all before is rehearsed
+NEARLY_THE_LARGEST = 1.02  # and the largest, unless one was rehearsed that is nearly as large
 
 
 @dataclass
@@ -209,7 +210,7 @@ def first_epoch(plan: StepPlan) -> list[int]:
 
 
 def records(batches: Iterator[list[int]], rows: Sequence[RenderedExample]) -> list[list[int]]:
-    """Those that are larger than all before, and of each measure the largest."""
+    """Those that are much larger than all before, and of each measure the largest."""
     kept: list[list[int]] = []
     kept_at = [0.0, 0.0, 0.0]
     largest: dict[int, tuple[float, list[int]]] = {}
@@ -226,4 +227,7 @@ def records(batches: Iterator[list[int]], rows: Sequence[RenderedExample]) -> li
         for measure, size in enumerate(sizes):
             if size > largest.get(measure, (0.0, []))[0]:
                 largest[measure] = size, batch
-    return kept + [batch for _, batch in largest.values() if batch not in kept]
+    for measure, (size, batch) in largest.items():
+        if size > NEARLY_THE_LARGEST * kept_at[measure] and batch not in kept:
+            kept.append(batch)
+    return kept

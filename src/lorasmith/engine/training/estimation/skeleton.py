@@ -94,9 +94,7 @@ def fitted(lora: LoRAConfig, base: PreTrainedModel) -> LoRAConfig:
         return {key: value for key, value in patterns.items() if any(pattern_of(name, [key]) for name in names)}
 
     return fit(
-        replace(
-            lora, layers=None, rank_pattern=there(lora.rank_pattern), alpha_pattern=there(lora.alpha_pattern)
-        ),
+        replace(lora, layers=None, rank_pattern=there(lora.rank_pattern), alpha_pattern=there(lora.alpha_pattern)),
         base,
     )
 

@@ -30,7 +30,9 @@ class Change:
 
     @property
     def assignments(self) -> list[str]:
-        return [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in self.values.items()]
+        return [
+            f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in self.values.items()
+        ]
 
     def applied(self, spec: TrainingSpec) -> TrainingSpec:
         values = spec.model_dump()
@@ -67,7 +69,9 @@ def changes(shape: RunShape) -> list[Change]:
         found.append(Change({"training.precision": "bf16"}, "weights and activations of half the size, rounded"))
     limit = length_of_most(shape)
     if limit < longest:
-        found.append(Change({"training.max_seq_length": limit, "training.too_long": "drop"}, "without the longest rows"))
+        found.append(
+            Change({"training.max_seq_length": limit, "training.too_long": "drop"}, "without the longest rows")
+        )
     if settings.num_epochs > 1 and settings.max_steps is None:
         found.append(Change({"training.num_epochs": 1}, "fewer passes; look at the validation loss"))
     if shape.lora.r > LEAST_RANK:

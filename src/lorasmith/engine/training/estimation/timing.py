@@ -188,9 +188,7 @@ def chosen_batches(shape: RunShape, computation: Computation) -> list[list[int]]
     """Micro-batches of the first steps, the largest first and the others in random order: a fair sample."""
     steps = range(min(shape.plan.total_steps, 8 + 64 // shape.plan.step_rows))
     batches = [
-        batch
-        for step in steps
-        for batch in computation.micro_batches(shape.plan.row_indices(step), shape.part.rows)
+        batch for step in steps for batch in computation.micro_batches(shape.plan.row_indices(step), shape.part.rows)
     ]
     largest = max(batches, key=lambda batch: tokens_of(batch, shape.part.rows))
     others = [batch for batch in batches if batch is not largest]
