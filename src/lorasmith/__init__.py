@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lorasmith.engine.lora.config import LoRAConfig, LoRATargetModules
     from lorasmith.errors import LorasmithError
     from lorasmith.python.adapters import LoRAAdapter, apply_lora_adapter, load_lora_adapter, save_lora_adapter
+    from lorasmith.python.memory import MemoryOptimizer, MemoryReading
     from lorasmith.python.trainer import LoRATrainer, LoRATrainingResult, ParameterStatistics
 
 HOMES = {
@@ -19,6 +20,8 @@ HOMES = {
     "save_lora_adapter": "lorasmith.python.adapters",
     "load_lora_adapter": "lorasmith.python.adapters",
     "apply_lora_adapter": "lorasmith.python.adapters",
+    "MemoryOptimizer": "lorasmith.python.memory",
+    "MemoryReading": "lorasmith.python.memory",
     "LoRATrainer": "lorasmith.python.trainer",
     "LoRATrainingResult": "lorasmith.python.trainer",
     "ParameterStatistics": "lorasmith.python.trainer",
@@ -31,6 +34,8 @@ __all__ = [
     "LoRATrainer",
     "LoRATrainingResult",
     "LorasmithError",
+    "MemoryOptimizer",
+    "MemoryReading",
     "ParameterStatistics",
     "apply_lora_adapter",
     "load_lora_adapter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -18,7 +19,7 @@ from lorasmith.engine.models.families import Decoder
 from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.choices import FREE_DISK_SHARE, SHORT_ROW_TOKENS
 from lorasmith.engine.training.computation import Computation
-from lorasmith.engine.training.estimation.rehearsal import Prepare, extrapolated
+from lorasmith.engine.training.estimation.rehearsal import Prepare, whole_growth
 from lorasmith.engine.training.estimation.shape import RunShape, growing_batches, records
 from lorasmith.engine.training.estimation.skeleton import (
     adapted_skeleton,
@@ -77,7 +78,8 @@ def estimate_memory(shape: RunShape, process: Process) -> MemoryEstimate:
         elif mapped:
             frozen += joined  # q, k, v become one matrix; the file still has theirs
     adapter = adapter_bytes(shape)
-    step = step_bytes(shape)
+    rehearse_steps([shape])
+    step = shape.step_bytes or 0
     saving = max(0, state_bytes(shape) - shape.trained_elements * 4)  # in the place of the gradients
     training = frozen + packed + adapter + step + saving + process.libraries_bytes
     loading = shape.weight_bytes + (0 if mapped else shape.stored.file_bytes)
@@ -132,12 +134,18 @@ def optimizer_bytes(name: OptimizerName, shape: tuple[int, ...]) -> int:
     return 2 * 4 * elements
 
 
-def step_bytes(shape: RunShape) -> int:
-    """What the largest steps and validations take, rehearsed with a few of the layers, once."""
-    if shape.step_bytes is None:
-        layers, retained = shape.layers - shape.lowest, shape.decoder is not None
-        shape.step_bytes = extrapolated(partial(preparation, shape), layers, retained=retained)
-    return shape.step_bytes
+def rehearse_steps(shapes: Sequence[RunShape]) -> None:
+    """Find what the largest steps and validations take, of all runs at once."""
+    waiting = [
+        (
+            shape,
+            whole_growth(partial(preparation, shape), shape.layers - shape.lowest, retained=shape.decoder is not None),
+        )
+        for shape in shapes
+        if shape.step_bytes is None
+    ]
+    for shape, growth in waiting:
+        shape.step_bytes = growth()
 
 
 def preparation(shape: RunShape, layers: int) -> Prepare:

@@ -10,6 +10,7 @@ import ctypes
 import json
 import math
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -25,7 +26,7 @@ from lorasmith.errors import JobFailed
 Prepare = Callable[[], Callable[[], None]]
 
 TOP_PAD = -2  # of mallopt; see malloc.h of glibc
-FEW_LAYERS, MORE_LAYERS = 2, 6
+MOST_LAYERS = 48  # that are rehearsed; each takes some hundred microseconds an operation
 SAMPLED_BYTES = 1 << 12  # smaller tensors do not move the peak
 
 
@@ -36,7 +37,7 @@ class Unperformed(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.process = os.open("/proc/self/statm", os.O_RDONLY)
         self.peak_bytes = self.data_bytes()
         self.known: dict[Any, Any] = {}  # what an operation returned for such arguments: working it out costs most
@@ -50,6 +51,9 @@ class Unperformed(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return func(*args) if not args[0].is_floating_point() else 1.0
         facts = facts_of(func)
+        if facts.is_composite:  # reaches here whole in inference mode
+            with self:
+                return func.decompose(*args, **kwargs)
         if facts.written:
             written = [args[place] if place < len(args) else kwargs[name] for place, name in facts.written]
             if not any_floating(written):
@@ -58,7 +62,7 @@ class Unperformed(TorchDispatchMode):
         if facts.is_view:
             return func(*args, **kwargs)
         if facts.is_indexing:
-            args, kwargs = mapped(integer_indices, (args, kwargs))
+            args = (args[0], integer_indices(args[1]), *args[2:])
         key = (func, signature(args), signature(kwargs))
         if key not in self.known:
             self.known[key] = self.outcome(func, args, kwargs)
@@ -95,6 +99,7 @@ class Facts:
     """What an operation does with its arguments; `written` are places and names."""
 
     written: list[tuple[int, str]]
+    is_composite: bool
     is_view: bool
     is_indexing: bool
     returns: int
@@ -108,8 +113,9 @@ def facts_of(func: Any) -> Facts:
         for place, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
+    is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     is_view = any(value.alias_info is not None for value in schema.returns)
-    return Facts(written, is_view, "index" in schema.name, len(schema.returns))
+    return Facts(written, is_composite, is_view, schema.name in ("aten::index", "aten::index_put"), len(schema.returns))
 
 
 def flat(values: Any) -> Iterator[Any]:
@@ -134,7 +140,7 @@ def mapped(change: Callable[[Any], Any], values: Any) -> Any:
 def signature(values: Any) -> Any:
     """What the shape of an outcome can depend on, hashable."""
     if isinstance(values, Tensor):
-        return values.shape, values.stride(), values.dtype, values.is_meta
+        return values.shape, None if values.is_mkldnn else values.stride(), values.dtype, values.is_meta
     if isinstance(values, (list, tuple)):
         return tuple(signature(value) for value in values)
     if isinstance(values, dict):
@@ -149,16 +155,18 @@ def any_floating(values: Any) -> bool:
 def shape_only(value: Any) -> Any:
     if not isinstance(value, Tensor) or value.is_meta:
         return value
+    if value.is_mkldnn:  # packed
+        return torch.empty(value.size(), dtype=value.dtype, device="meta")
     return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
 
 
-def integer_indices(value: Any) -> Any:
-    """Which elements a mask takes decides a shape, so it is computed."""
-    return (
-        value.nonzero().flatten()
-        if isinstance(value, Tensor) and value.dtype == torch.bool and value.ndim == 1
-        else value
-    )
+def integer_indices(indices: Any) -> list[Any]:
+    """How many elements a mask takes decides a shape, so where it is true is computed."""
+    found: list[Any] = []
+    for index in indices:
+        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool
+        found += index.nonzero().unbind(1) if is_mask else [index]
+    return found
 
 
 def heap_growth(prepare: Prepare, *, retained: bool) -> int:
@@ -179,6 +187,7 @@ def started(prepare: Prepare, *, retained: bool) -> Callable[[], int]:
             answer: dict[str, Any] = {"bytes": grown(prepare, retained=retained)}
             status = 0
         except BaseException as error:
+            traceback.print_exc()  # into log.txt
             answer = {"error": f"{type(error).__name__}: {error}"}
         with os.fdopen(write, "w") as pipe:
             json.dump(answer, pipe)
@@ -197,24 +206,39 @@ def awaited(child: int, read: int) -> int:
     return int(answer["bytes"])
 
 
+def set_top_pad(size_bytes: int) -> None:
+    try:
+        ctypes.CDLL("libc.so.6").mallopt(TOP_PAD, size_bytes)
+    except (OSError, AttributeError):
+        return  # another C library, see `retain_heap`
+
+
 def grown(prepare: Prepare, *, retained: bool) -> int:
     torch.set_num_threads(1)
     if retained:
         retain_heap()
-        ctypes.CDLL("libc.so.6").mallopt(TOP_PAD, 0)  # what is padded is not touched in a real run
+    set_top_pad(0)  # what is padded is not touched in a real run
     rehearse = prepare()
+    with Unperformed():
+        torch.nn.functional.gelu(torch.ones(2, 2) @ torch.ones(2, 2)).sum()  # torch loads what works out shapes
     with Unperformed() as mode:
         before = mode.data_bytes()
         rehearse()
-    return max(0, mode.peak_bytes - before)
+    return int(max(0, mode.peak_bytes - before))
 
 
-def extrapolated(prepare: Callable[[int], Prepare], layers: int, *, retained: bool) -> int:
-    """Growth with that many layers: as it is up to a few, beyond them from two numbers of layers in a line."""
-    if layers <= MORE_LAYERS:
-        return heap_growth(prepare(layers), retained=retained)
-    low = started(prepare(FEW_LAYERS), retained=retained)
-    high = started(prepare(MORE_LAYERS), retained=retained)
-    small, large = low(), high()
-    per_layer = max(0, large - small) / (MORE_LAYERS - FEW_LAYERS)
-    return large + math.ceil((layers - MORE_LAYERS) * per_layer)
+def whole_growth(prepare: Callable[[int], Prepare], layers: int, *, retained: bool) -> Callable[[], int]:
+    """Growth with that many layers, in the background: of all of them, or of many from two numbers of them in a line.
+
+    Few layers do not tell: they fit into the holes that a validation leaves.
+    """
+    whole = started(prepare(min(layers, MOST_LAYERS)), retained=retained)
+    if layers <= MOST_LAYERS:
+        return whole
+    half = started(prepare(MOST_LAYERS // 2), retained=retained)
+
+    def extended() -> int:
+        large, small = whole(), half()
+        return large + math.ceil((layers - MOST_LAYERS) * (large - small) / (MOST_LAYERS - MOST_LAYERS // 2))
+
+    return extended

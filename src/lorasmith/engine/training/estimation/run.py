@@ -28,9 +28,9 @@ from lorasmith.engine.training.estimation.suggestions import candidates, suggest
 from lorasmith.engine.training.estimation.timing import (
     Rates,
     TooLargeToMeasure,
+    expected_growth,
     measure,
     measured_batches,
-    small_bytes,
     small_model,
 )
 from lorasmith.schemas.estimation import Estimate, EstimateInputs, Suggestion, seed_training_vram_gb
@@ -114,9 +114,9 @@ def measured(
     """Rates, the bytes that libraries take when they compute, and why there are none of both."""
     try:
         batches = measured_batches(shape, budget_s)
-        expected = small_bytes(shape, batches)
-        before = resident_bytes()
         small = small_model(shape, material.tokenizer, folder, report)
+        expected = expected_growth(shape, small, batches)
+        before = resident_bytes()
         rates = measure(shape, small, batches, folder, budget_s, report)
     except TooLargeToMeasure as reason:
         return None, 0, str(reason)

@@ -135,7 +135,7 @@ class RunShape:
 def unprobed_loss(model: PeftModel) -> CompletionLoss:
     """The loss of a model without weights, whose head is taken to be all that stands behind the decoder."""
     loss = CompletionLoss.__new__(CompletionLoss)
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     loss.model = base
     loss.decoder = getattr(base, base.base_model_prefix, None)
     loss.head = base.get_output_embeddings()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorasmith.engine.lora.frozen import can_pack
-from lorasmith.engine.training.estimation.memory import Process, estimate_memory
+from lorasmith.engine.training.estimation.memory import Process, estimate_memory, rehearse_steps
 from lorasmith.engine.training.estimation.prediction import Prediction
 from lorasmith.engine.training.estimation.shape import Material, RunShape, shape_run
 from lorasmith.errors import LorasmithError
@@ -93,30 +93,37 @@ class Candidate:
     change: Change
     shape: RunShape
 
+    @property
+    def same_step(self) -> bool:
+        return all(name in SAME_STEP for name in self.change.values)
+
 
 def candidates(material: Material, shape: RunShape, idle: Process) -> list[Candidate]:
-    """Changed runs, with their steps rehearsed; where the run does not fit, also all that save memory in one."""
+    """Changed runs, rehearsed, which has to be done before anything is measured.
+
+    Where the run does not fit, also all that save memory in one.
+    """
+    found = [one for change in changes(shape) if (one := candidate(change, material, shape))]
+    rehearse_steps([shape, *(one.shape for one in found if not one.same_step)])
+    for one in found:
+        one.shape.step_bytes = shape.step_bytes if one.same_step else one.shape.step_bytes
     before = estimate_memory(shape, idle)
-    found = [one for change in changes(shape) if (one := candidate(change, material, shape, idle))]
     if before.peak_bytes > before.available_bytes:
         limit = WORTH_SAYING * before.peak_bytes
         saving = [one.change for one in found if estimate_memory(one.shape, idle).peak_bytes < limit]
         together = {name: value for change in saving for name, value in change.values.items()}
-        if len(saving) > 1 and (one := candidate(Change(together, "all that save memory"), material, shape, idle)):
+        if len(saving) > 1 and (one := candidate(Change(together, "all that save memory"), material, shape)):
+            rehearse_steps([one.shape])
             found.append(one)
     return found
 
 
-def candidate(change: Change, material: Material, shape: RunShape, idle: Process) -> Candidate | None:
+def candidate(change: Change, material: Material, shape: RunShape) -> Candidate | None:
     """None where such a run would be refused, for example as no row is left."""
     try:
-        changed = shape_run(material, change.applied(shape.spec), like=shape)
+        return Candidate(change, shape_run(material, change.applied(shape.spec), like=shape))
     except LorasmithError:
         return None
-    if all(name in SAME_STEP for name in change.values):
-        changed.step_bytes = shape.step_bytes
-    estimate_memory(changed, idle)  # rehearses, which has to be done before anything is measured
-    return Candidate(change, changed)
 
 
 def suggest(

@@ -21,23 +21,21 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.engine.models.families import read_decoder
+from lorasmith.engine.models.elementwise import EAGER, Elementwise
+from lorasmith.engine.models.elementwise import compiled as elementwise_compiled
 from lorasmith.engine.models.precision import matrix_seconds
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.checkpoints import Progress, save_checkpoint, trainable
 from lorasmith.engine.training.choices import Choices, choose_computation
 from lorasmith.engine.training.computation import Computation, PackedComputation
 from lorasmith.engine.training.devices import Devices
-from lorasmith.engine.training.estimation.memory import Process, available_bytes, estimate_memory, prepared
+from lorasmith.engine.training.estimation.memory import available_bytes, optimizer_bytes
 from lorasmith.engine.training.estimation.rehearsal import heap_growth
 from lorasmith.engine.training.estimation.shape import RunShape
 from lorasmith.engine.training.estimation.skeleton import (
-    StoredWeights,
-    adapted_skeleton,
     fitted,
     layer_weights,
     shortened,
-    skeleton,
 )
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.engine.training.run import adapted
@@ -275,35 +273,37 @@ def split(samples: list[tuple[int, float, float]], small: Small) -> tuple[float,
     return layer, every - small.layers * layer
 
 
-def small_bytes(shape: RunShape, batches: list[list[int]]) -> int:
-    """What measuring takes by the same rules as the run: weights, adapter and the first micro-batches.
+def expected_growth(shape: RunShape, small: Small, batches: list[list[int]]) -> int:
+    """Bytes that measuring takes by the rules of `estimate_memory`; what it takes more belongs to libraries.
 
-    What it takes more belongs to libraries. Has to be called before anything is measured.
+    Has to be called before anything is measured.
     """
-    layers, vocabulary = measured_layers(shape)
-    config = shortened(shape.base.config, layers)
-    config.vocab_size = vocabulary
-    base = skeleton(config, shape.dtype)
-    lora = shape.lora if layers == shape.layers else fitted(shape.lora, base)
-    model = adapted_skeleton(base, lora)
-    small = replace(shape, base=base, model=model, lora=lora, stored=StoredWeights({torch.float64: 0}), step_bytes=0)
-    small.decoder = None if shape.decoder is None else read_decoder(model)
-    parts = estimate_memory(small, Process(0, 0))
+    computations = [small.all, *([small.one] if small.one else [])]
+    for computation in computations:
+        set_elementwise(computation, EAGER)  # what is compiled cannot be rehearsed
+    rehearsed = heap_growth(
+        lambda: partial(compute_all, computations, batches[:REHEARSED_BATCHES], small.rows),
+        retained=shape.decoder is not None,
+    )
+    for computation in computations:
+        set_elementwise(computation, elementwise_compiled() if shape.compiled else EAGER)
+    states = [
+        optimizer_bytes(shape.spec.training.optimizer, tuple(parameter.shape))
+        for parameter in trainable(small.model).values()
+    ]
+    return rehearsed + 2 * sum(states)  # once more in the copies of a checkpoint
 
-    def prepare() -> Callable[[], None]:
-        computations = [prepared(small, layers)]
-        if layers < shape.layers:
-            computations.append(prepared(small, 1))
-        return partial(compute_all, computations, batches[:REHEARSED_BATCHES], shape.part.rows)
 
-    grown = heap_growth(prepare, retained=shape.decoder is not None)
-    return parts.weights_bytes + parts.packed_bytes + parts.adapter_bytes + parts.saving_bytes + grown
+def set_elementwise(computation: Computation, elementwise: Elementwise) -> None:
+    if isinstance(computation, PackedComputation):
+        computation.decoder.elementwise = elementwise
 
 
 def compute_all(computations: list[Computation], batches: list[list[int]], rows: list[RenderedExample]) -> None:
     for batch in batches:
         for computation in computations:
             computation.gradients(batch, rows, scale=1e-3, step=0)
+            computation.loss(batch, rows)
 
 
 def measured_batches(shape: RunShape, budget_s: float) -> list[list[int]]:

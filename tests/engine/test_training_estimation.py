@@ -1,0 +1,224 @@
+"""The parts of an estimate against closed forms, files on disk and what a real step does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.models.families import pack_weights, read_decoder
+from lorasmith.engine.models.loading import load_model
+from lorasmith.engine.training.computation import PackedComputation
+from lorasmith.engine.training.estimation.memory import (
+    Process,
+    adapter_bytes,
+    estimate_disk,
+    estimate_memory,
+    go_through,
+    optimizer_bytes,
+    prepared,
+    save_steps,
+)
+from lorasmith.engine.training.estimation.prediction import Overheads, estimate_time, scaled
+from lorasmith.engine.training.estimation.rehearsal import Unperformed, heap_growth
+from lorasmith.engine.training.estimation.run import read_material
+from lorasmith.engine.training.estimation.shape import Material, RunShape, records, shape_run
+from lorasmith.engine.training.estimation.skeleton import read_config
+from lorasmith.engine.training.estimation.suggestions import changes
+from lorasmith.engine.training.estimation.timing import Rates
+from lorasmith.engine.training.optimizers import build_optimizer
+from lorasmith.engine.training.run import adapted
+from lorasmith.errors import InvalidModel, JobFailed
+from lorasmith.schemas.estimation import EstimateInputs, seed_training_vram_gb
+from lorasmith.schemas.training import TrainingSpec
+from tests.engine.small_jobs import run_engine
+
+Shaped = Callable[..., RunShape]
+
+
+@pytest.fixture
+def material(training_job: Callable[..., Path], qwen2_folder: Path) -> Callable[..., tuple[TrainingSpec, Material]]:
+    def make(**settings: Any) -> tuple[TrainingSpec, Material]:
+        folder = training_job(qwen2_folder, f"run-{len(settings)}", **settings)
+        order = json.loads((folder / "job.json").read_text())
+        spec = TrainingSpec.model_validate(order["spec"])
+        files = {name: order["inputs"][name] for name in ("train_file", "val_file", "model_name", "dataset_name")}
+        inputs = EstimateInputs(**files, model_folder=str(qwen2_folder), disk_folder=str(folder))
+        return spec, read_material(spec, inputs)
+
+    return make
+
+
+@pytest.fixture
+def shaped(material: Callable[..., tuple[TrainingSpec, Material]]) -> Shaped:
+    def make(**settings: Any) -> RunShape:
+        spec, found = material(**settings)
+        return shape_run(found, spec)
+
+    return make
+
+
+def test_weights_and_trained_elements_are_those_of_the_loaded_model(shaped: Shaped, qwen2_folder: Path) -> None:
+    shape = shaped()
+    model, _ = adapted(load_model(qwen2_folder), shape.lora, qwen2_folder)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    assert shape.trained_elements == sum(count for count, trains in sizes if trains)
+    assert shape.weight_bytes == 4 * sum(count for count, trains in sizes if not trains)
+    assert shape.stored.file_bytes == shape.weight_bytes  # fp32 on disk, head and embedding apart
+
+
+def test_mapped_weights_are_counted_once_and_what_is_joined_twice(shaped: Shaped, qwen2_folder: Path) -> None:
+    shape = shaped()
+    shape.step_bytes = 0
+    layer = (64 + 32 + 32) * 64 + 2 * 128 * 64  # q, k, v and gate, up are joined
+    assert estimate_memory(shape, Process(0, 0)).weights_bytes == shape.weight_bytes + 4 * 2 * layer
+
+
+def test_packing_is_counted_as_the_packed_model_has_it(shaped: Shaped, qwen2_folder: Path) -> None:
+    shape = shaped()
+    shape.step_bytes, shape.memory = 0, "fast"
+    model, _ = adapted(load_model(qwen2_folder), shape.lora, qwen2_folder)
+    decoder = read_decoder(model)
+    pack_weights(decoder, model)
+    matrices = [*(group.weight for group in decoder.groups), decoder.head]
+    elements = sum(part.numel() for matrix in matrices for part in (matrix.towards, matrix.back))  # type: ignore[attr-defined]
+    assert estimate_memory(shape, Process(0, 0)).packed_bytes == 4 * elements
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_optimizer_state_is_as_large_as_the_real_one(name: Any) -> None:
+    weight = torch.nn.Parameter(torch.zeros(48, 20))
+    weight.grad = torch.ones_like(weight)
+    optimizer = build_optimizer(name, {"w": weight}, rate=1e-3, weight_decay=0.0)
+    optimizer.step()
+    real = [value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor) and value.ndim]
+    assert optimizer_bytes(name, (48, 20)) == sum(value.nbytes for value in real)
+
+
+def test_an_8bit_state_is_a_quarter_and_its_scales() -> None:
+    assert optimizer_bytes("adamw_8bit", (64, 256)) == 2 * (64 * 256 + 4 * 64)
+    assert optimizer_bytes("adamw_8bit", (8, 8)) == optimizer_bytes("adamw", (8, 8))  # too small to be worth it
+
+
+def test_a_checkpoint_and_the_disk_are_as_large_as_measured(
+    training_job: Callable[..., Path], shaped: Shaped, qwen2_folder: Path
+) -> None:
+    shape = shaped(num_epochs=1, save_every=2)
+    job = training_job(qwen2_folder, "real", num_epochs=1, save_every=2)
+    run_engine(job)
+    disk = estimate_disk(shape, job)
+    folders = list((job / "checkpoints").iterdir())
+    assert len(folders) == disk.checkpoints == 3
+    weights = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in folders]
+    assert weights[0] == pytest.approx(disk.checkpoint_bytes, rel=0.35)  # headers: 14 tensors of 256 numbers
+    assert 0 < weights[0] - disk.checkpoint_bytes < 40_000
+    assert save_steps(shape) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"memory": "fast"}])
+def test_a_rehearsed_step_has_the_workspace_of_the_real_one(
+    shaped: Shaped, qwen2_folder: Path, settings: dict[str, Any]
+) -> None:
+    shape = shaped(**settings)
+    model, _ = adapted(load_model(qwen2_folder), shape.lora, qwen2_folder)
+    decoder = read_decoder(model)
+    if shape.memory == "fast":
+        pack_weights(decoder, model)
+    real = shape.computation(decoder)
+    unreal = prepared(shape, layers=2)
+    assert isinstance(real, PackedComputation)
+    assert isinstance(unreal, PackedComputation)
+    batch = real.micro_batches(range(12), shape.part.rows)[0]
+    real.gradients(batch, shape.part.rows, scale=1.0, step=0)
+    with Unperformed():
+        unreal.gradients(batch, shape.part.rows, scale=1.0, step=0)
+    found = {name: buffer.shape for name, buffer in unreal.decoder.workspace.buffers.items()}
+    assert found == {name: buffer.shape for name, buffer in real.decoder.workspace.buffers.items()}
+
+
+def test_a_run_through_peft_is_rehearsed_too(shaped: Shaped) -> None:
+    shape = shaped()
+    through_peft = replace(shape, decoder=None, why_peft="asked for", step_bytes=None)
+    with Unperformed():
+        go_through(through_peft, prepared(through_peft, layers=2))  # through transformers, PEFT and autograd
+    assert estimate_memory(through_peft, Process(0, 0)).weights_bytes == shape.weight_bytes  # nothing is joined
+
+
+def test_growth_is_what_is_alive_at_a_time_and_nothing_is_touched() -> None:
+    side = 16 << 20  # 64 MB in fp32
+
+    def three_at_once() -> Callable[[], None]:
+        def go() -> None:
+            a = torch.ones(side)
+            b = a * 2
+            del a
+            (b + 1).exp()
+
+        return go
+
+    # three of the four are alive at a time; holes of the heap decide how much is between
+    assert 3 * 4 * side <= heap_growth(three_at_once, retained=True) < 4 * 4 * side
+
+
+def test_what_fails_in_a_rehearsal_is_said() -> None:
+    def fails() -> Callable[[], None]:
+        raise ValueError("no such layer")
+
+    with pytest.raises(JobFailed, match="could not be rehearsed: ValueError: no such layer"):
+        heap_growth(fails, retained=False)
+
+
+def test_records_are_the_growing_batches_and_the_largest() -> None:
+    rows = [RenderedExample(str(n), n, [1] * n, [True] * n) for n in (100, 105, 300, 120, 310)]
+    assert records(iter([[0], [1], [2], [3], [4]]), rows) == [[0], [2], [4]]  # 105 is no growth, 310 is the largest
+
+
+def test_time_is_tokens_times_layers_plus_what_is_done_now_and_then(shaped: Shaped) -> None:
+    shape = shaped(num_epochs=2, eval_every=3, save_every=4)  # 24 rows, 4 a step: 12 steps
+    shape.step_bytes = 0
+    rates = Rates(
+        layer_s=1.0, rest_s=0.5, forward_layer_s=0.25, forward_rest_s=0.125, update_s=0.0, save_s=0.0, first_s=0.0,
+        spread=0.0, measured_s=1.0, layers=1,
+    )  # fmt: skip
+    clock = estimate_time(shape, Overheads(start_s=3.0, end_s=2.0), rates, estimate_disk(shape, shape.folder))
+    assert clock.training_s == pytest.approx(2 * shape.part.tokens * (0.5 + 2 * 1.0))
+    validated = sum(len(row.ids) for row in shape.validation)
+    assert clock.validation_s == pytest.approx(13 * validated * (0.125 + 2 * 0.25))  # before, and after each step
+    assert clock.total_s == pytest.approx(5.0 + clock.training_s + clock.validation_s)
+    again = replace(shape, spec=shape.spec.model_copy(deep=True))
+    again.spec.training.gradient_checkpointing = True
+    slower = estimate_time(again, Overheads(0, 0), scaled(rates, again, shape), estimate_disk(again, again.folder))
+    assert slower.training_s == pytest.approx(2 * shape.part.tokens * (0.5 + 2 * 1.25))
+
+
+def test_a_smaller_adapter_and_a_shorter_limit_are_predicted_not_told(
+    material: Callable[..., tuple[TrainingSpec, Material]],
+) -> None:
+    spec, found = material()
+    shape = shape_run(found, spec)
+    longest = max(len(row.ids) for row in shape.part.rows)
+    by_name = {change.assignments[0].partition("=")[0]: change for change in changes(shape)}
+    assert "training.num_epochs" in by_name
+    shorter = shape_run(
+        found, spec.model_copy(update={"training": spec.training.model_copy(update={"max_seq_length": longest - 1})}), like=shape
+    )
+    assert len(shorter.part.rows) < len(shape.part.rows)
+    smaller = shape_run(found, spec.model_copy(update={"lora": spec.lora.model_copy(update={"rank": 2})}), like=shape)
+    assert adapter_bytes(smaller) * 2 == adapter_bytes(shape)
+
+
+def test_the_formula_of_the_design_gives_what_its_text_computes() -> None:
+    # 7 B, 4 bits, rank 32, one row of 512: 3.5 + 5 · 2·32·2645·28·4/1e9 + 512·2645·28·2/1e9, and a tenth
+    assert seed_training_vram_gb(7, 4, 32, 1, 512) == pytest.approx(1.1 * (3.5 + 5 * 0.01895936 + 0.0758374), rel=1e-4)
+
+
+def test_an_unknown_family_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
+    with pytest.raises(InvalidModel, match="describes no model that transformers knows"):
+        read_config(tmp_path)
