@@ -253,3 +253,28 @@ def test_the_fates_add_up_to_the_lines_in_the_raw_bytes(written: list[bytes]) ->
     assert sum(curated.fates().values()) == len(expected)
     texts = {json.loads(line)["text"].strip() for line in content.split(b"\n") if line.strip().endswith(b'"}')} - {""}
     assert len(curated.examples) == curated.fates()[Fate.KEPT] == len(texts)
+
+
+@pytest.mark.parametrize("phase", ["comparing", "writing"])
+def test_an_import_that_was_stopped_behind_its_near_duplicates_ends_as_if_it_had_not_been(
+    workbench: Workbench, tmp_path: Path, phase: str
+) -> None:
+    source = tmp_path / "rows.jsonl"
+    stories = [" ".join(f"word{number}x{n}" for n in range(40)) for number in range(300)]
+    rows = [{"input": f"{story[:9]}?", "output": story + more} for story in stories for more in ("", " more")]
+    rows = [{**row, "group": f"{n % 100}"} for n, row in enumerate(rows)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    spec = DataImportSpec(name="rows", near_duplicates=0.8)
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == phase:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        import_dataset(workbench, source, spec, stop)
+    resumed = import_dataset(workbench, source, spec)
+    whole = import_dataset(workbench, source, spec.model_copy(update={"name": "whole"}))
+    assert resumed.fates == {Fate.KEPT: 300, Fate.EXACT_DUPLICATE: 0, Fate.NEAR_DUPLICATE: 300, Fate.REJECTED: 0}
+    for file in ("train.jsonl", "val.jsonl", "test.jsonl", "ledger.jsonl"):
+        stored = [(workbench.path(dataset.folder) / file).read_bytes() for dataset in (resumed, whole)]
+        assert stored[0] == stored[1]

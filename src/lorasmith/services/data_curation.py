@@ -1,7 +1,8 @@
 """One pass over a source: each row checked and converted, with one ledger line; then parts, in a second pass.
 
 Both passes hold one row in memory; what all rows leave behind is in the index and in two files of the working folder.
-Where near duplicates are taken out, a pass between them does it, with about 4 KB a row on disk and 100 bytes in memory.
+Where near duplicates are taken out, a pass between them does it; its index takes about 1 KB a row on the disk, and it
+holds a few numbers a row in memory.
 """
 
 from __future__ import annotations
