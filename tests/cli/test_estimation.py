@@ -46,7 +46,9 @@ def test_the_peak_of_a_run_is_predicted_within_a_tenth_and_nothing_remains(
     assert found["parameters"] + found["trainable_parameters"] == result["total_parameters"]
     assert found["steps"] == result["planned_steps"]
     assert found["time"]["total_s"] > 0
-    adapter = sum(path.stat().st_size for path in (job / "adapter").glob("*") if path.suffix in (".safetensors", ".json"))
+    adapter = sum(
+        path.stat().st_size for path in (job / "adapter").glob("*") if path.suffix in (".safetensors", ".json")
+    )
     assert found["disk"]["adapter_bytes"] == pytest.approx(adapter, rel=0.10)
 
 
@@ -88,10 +90,19 @@ def test_training_still_refuses_a_folder_without_weights(
     ("arguments", "status", "sentence"),
     [
         (("--model", "startr", "--data", "signatures"), 3, "no model 'startr'; did you mean 'starter'?"),
-        (("--model", "starter", "--data", "signatres"), 3, "no dataset and no file 'signatres'; did you mean 'signatures'?"),
+        (
+            ("--model", "starter", "--data", "signatres"),
+            3,
+            "no dataset and no file 'signatres'; did you mean 'signatures'?",
+        ),
         (("--model", "starter"), 2, "data is missing"),
         (("--model", "starter", "--data", "signatures", "--measure-s", "90"), 2, "at most 60 seconds, got 90"),
         (("--model", "starter", "--data", "signatures", "--set", "lora.rnk=8"), 2, "did you mean 'lora.rank'?"),
+        (
+            ("--model", "starter", "--data", "signatures", "--set", "training.quantization=nf4"),
+            2,
+            "a run with training.quantization=nf4 cannot be estimated yet",
+        ),
     ],
 )
 def test_bad_input_is_named(lorasmith: Lorasmith, arguments: tuple[str, ...], status: int, sentence: str) -> None:
@@ -100,9 +111,7 @@ def test_bad_input_is_named(lorasmith: Lorasmith, arguments: tuple[str, ...], st
     assert sentence in " ".join(refused.stderr.split())
 
 
-def test_what_the_run_would_refuse_is_refused_without_a_trace(
-    lorasmith: Lorasmith, rows: Path, tmp_path: Path
-) -> None:
+def test_what_the_run_would_refuse_is_refused_without_a_trace(lorasmith: Lorasmith, rows: Path, tmp_path: Path) -> None:
     refused = lorasmith(
         "estimate", "--model", "starter", "--data", rows, "--set", "lora.target_modules=[w_proj]", "--measure-s", "1"
     )

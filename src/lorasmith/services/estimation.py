@@ -23,10 +23,11 @@ def estimate(workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measurin
     """Predict peak memory, time and disk of the run. A run that does not fit is an answer, not an error."""
     if not 0 < measuring_s <= MOST_MEASURING_S:
         raise InvalidSpec(f"measuring takes above 0 and at most {MOST_MEASURING_S:g} seconds, got {measuring_s:g}")
+    check_predictable(spec)
     model = resolve_model(workbench, spec.model, weights=False)
     parts = example_parts(workbench, spec.data)
     if not parts["train"]:
-        raise InvalidData(f"the train part of {spec.data} is empty", hint="lorasmith data split --help")
+        raise InvalidData(f"the train part of {spec.data} is empty", hint="import it again with another --split")
     check_runnable(spec, spec.data, validation_rows=len(parts["val"]))
     job_id = new_id("job")
     folder = workbench.path(f"previews/{job_id}")
@@ -50,3 +51,16 @@ def estimate(workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measurin
         raise
     shutil.rmtree(folder)
     return found
+
+
+def check_predictable(spec: TrainingSpec) -> None:
+    """Raise `InvalidSpec` for what the prediction does not model, rather than predict another run."""
+    training = spec.training
+    for what, asked in (
+        (f"training.quantization={training.quantization}", training.quantizes),
+        (f"training.processes={training.processes}", training.processes > 1),
+    ):
+        if asked:
+            raise InvalidSpec(
+                f"a run with {what} cannot be estimated yet", hint="leave it out: that estimate is the run without it"
+            )
