@@ -129,7 +129,7 @@ def check_runnable(spec: TrainingSpec, dataset: str, validation_rows: int) -> No
     if spec.training.needs_validation and not validation_rows:
         raise InvalidSpec(
             f"{spec.training.needs_validation} needs validation rows, and dataset {dataset!r} has none",
-            hint="import it again with a validation part: lorasmith data import … --split 0.8,0.1,0.1",
+            hint="import it again with a validation part: lorasmith data import … --split 80/10/10",
         )
 
 
