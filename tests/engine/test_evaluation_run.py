@@ -182,6 +182,8 @@ def test_the_printed_command_asks_for_the_same_again() -> None:
         "lorasmith eval 'my adapter' --data rows --part test --limit 5 --shots 3 --max-new-tokens 160 "
         "--batch-size 64 --resamples 10000 --seed 0 --metrics exact_match --metrics parses"
     )
+    on_four_bits = EvaluationSpec(adapter="mine", data="rows", quantization="nf4", double_quantization=False)
+    assert "--quantization nf4 --no-double-quantization" in command(on_four_bits)
 
 
 class Page(HTMLParser):

@@ -233,7 +233,8 @@ def settings(
 def command(spec: EvaluationSpec) -> str:
     """The shell command that measures the same again."""
     words = ["lorasmith", "eval", *([spec.adapter] if spec.adapter is not None else [])]
-    for field, value in spec.model_dump(exclude={"adapter"}, exclude_none=True).items():
+    silent = {"adapter"} if spec.quantization != "none" else {"adapter", "quantization", "double_quantization"}
+    for field, value in spec.model_dump(exclude=silent, exclude_none=True).items():
         option = field.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
