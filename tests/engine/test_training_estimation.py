@@ -206,7 +206,9 @@ def test_a_smaller_adapter_and_a_shorter_limit_are_predicted_not_told(
     by_name = {change.assignments[0].partition("=")[0]: change for change in changes(shape)}
     assert "training.num_epochs" in by_name
     shorter = shape_run(
-        found, spec.model_copy(update={"training": spec.training.model_copy(update={"max_seq_length": longest - 1})}), like=shape
+        found,
+        spec.model_copy(update={"training": spec.training.model_copy(update={"max_seq_length": longest - 1})}),
+        like=shape,
     )
     assert len(shorter.part.rows) < len(shape.part.rows)
     smaller = shape_run(found, spec.model_copy(update={"lora": spec.lora.model_copy(update={"rank": 2})}), like=shape)
