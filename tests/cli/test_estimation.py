@@ -52,6 +52,7 @@ def test_the_peak_of_a_run_is_predicted_within_a_tenth_and_nothing_remains(
     assert found["disk"]["adapter_bytes"] == pytest.approx(adapter, rel=0.10)
 
 
+@pytest.mark.slow  # two estimates of a minute each
 def test_a_model_that_cannot_fit_is_estimated_from_its_config_alone(
     lorasmith: Lorasmith, rows: Path, starter: Path, tmp_path: Path
 ) -> None:

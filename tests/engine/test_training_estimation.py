@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.lora.dropout import RowDropout
 from lorasmith.engine.models.families import pack_weights, read_decoder
 from lorasmith.engine.models.loading import load_model
 from lorasmith.engine.training.computation import PackedComputation
@@ -32,6 +34,7 @@ from lorasmith.engine.training.estimation.shape import Material, RunShape, recor
 from lorasmith.engine.training.estimation.skeleton import read_config
 from lorasmith.engine.training.estimation.suggestions import changes
 from lorasmith.engine.training.estimation.timing import Rates
+from lorasmith.engine.training.estimation.untouched import UntouchedDropout
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.engine.training.run import adapted
 from lorasmith.errors import InvalidModel, JobFailed
@@ -130,9 +133,14 @@ def test_a_rehearsed_step_has_the_workspace_of_the_real_one(
     decoder = read_decoder(model)
     if shape.memory == "fast":
         pack_weights(decoder, model)
-    real = shape.computation(decoder)
+    training = shape.spec.training
+    real = PackedComputation(
+        decoder,
+        seed=0,
+        micro_batch_tokens=training.micro_batch_tokens,
+        recompute=training.gradient_checkpointing,
+    )
     unreal = prepared(shape, layers=2)
-    assert isinstance(real, PackedComputation)
     assert isinstance(unreal, PackedComputation)
     batch = real.micro_batches(range(12), shape.part.rows)[0]
     real.gradients(batch, shape.part.rows, scale=1.0, step=0)
@@ -164,6 +172,17 @@ def test_growth_is_what_is_alive_at_a_time_and_nothing_is_touched() -> None:
 
     # three of the four are alive at a time; holes of the heap decide how much is between
     assert 3 * 4 * side <= heap_growth(three_at_once, retained=True) < 4 * 4 * side
+
+
+def test_masks_of_a_rehearsal_are_as_large_as_drawn_ones_and_not_drawn() -> None:
+    drawn = RowDropout(0, 0, [0, 1], [3000, 5000]).dropped(64, 0.1)
+    mask = UntouchedDropout([3000, 5000]).dropped(64, 0.1)
+    assert mask.dtype == drawn.dtype
+    assert len(mask) == pytest.approx(len(drawn), rel=0.02)  # 51,200 of 512,000, standard deviation 0.4 %
+    resident = psutil.Process().memory_info().rss
+    huge = UntouchedDropout([4096]).dropped(1 << 17, 0.5)  # 2.1 GB, four at a time
+    assert huge.nbytes > 2e9
+    assert psutil.Process().memory_info().rss - resident < 50e6
 
 
 def test_what_fails_in_a_rehearsal_is_said() -> None:

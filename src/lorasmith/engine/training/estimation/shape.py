@@ -20,8 +20,9 @@ from lorasmith.engine.models.precision import DTYPES, SPARE_SHARE, Memory, Preci
 from lorasmith.engine.training.batches import StepPlan, plan_steps
 from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.choices import choose_compile
-from lorasmith.engine.training.computation import Computation, PackedComputation, PeftComputation
+from lorasmith.engine.training.computation import Computation, PeftComputation
 from lorasmith.engine.training.estimation.skeleton import StoredWeights, adapted_skeleton, skeleton, stored_weights
+from lorasmith.engine.training.estimation.untouched import UntouchedComputation
 from lorasmith.engine.training.loss import CompletionLoss
 from lorasmith.schemas.data import Example, TooLong
 from lorasmith.schemas.training import TrainingSpec
@@ -113,10 +114,10 @@ class RunShape:
         return sum(parameter.numel() * self.dtype.itemsize for parameter in self.base_parameters())
 
     def computation(self, decoder: Decoder | None = None, model: PeftModel | None = None) -> Computation:
-        """How a step is computed, without compiled parts; of this run, or of another number of layers."""
+        """To be rehearsed, without compiled parts; of this run, or of another number of layers."""
         settings = self.spec.training
         if self.decoder is not None:
-            return PackedComputation(
+            return UntouchedComputation(
                 decoder or self.decoder,
                 seed=settings.seed,
                 micro_batch_tokens=settings.micro_batch_tokens,
