@@ -122,6 +122,7 @@ def test_ctrl_c_saves_and_resume_goes_on(lorasmith: Run, rows: Path, tmp_path: P
     assert "is completed, there is nothing left to do" in finished.stderr
 
 
+@pytest.mark.slow
 def test_another_terminal_saves_pauses_and_cancels_a_run(lorasmith: Run, rows: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lorasmith", "--home", str(tmp_path / "home"), "train", "--model", "starter"]
     long = ["--preset", "tiny", "--set", "training.max_steps=9000", "--set", "training.num_epochs=9000"]

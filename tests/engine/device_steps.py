@@ -12,6 +12,7 @@ from lorasmith.engine.models.families import read_decoder
 from lorasmith.engine.reporting import SilentReporter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, trainable
+from lorasmith.engine.training.choices import Choices
 from lorasmith.engine.training.computation import Computation, PackedComputation, PeftComputation
 from lorasmith.engine.training.devices import Devices, join
 from lorasmith.engine.training.loop import TrainingRun, optimizer_step
@@ -26,6 +27,7 @@ LENGTHS = [33, 7, 61, 2, 18, 40, 5]
 
 def one_step(case: str, devices: Devices | None = None) -> tuple[float, dict[str, Tensor], dict[str, Tensor]]:
     """Loss in nats, gradients before clipping, and weights after the first step of a run of one step of all rows."""
+    devices = devices or Devices()
     way, dtype = case.split()
     dropout = 0.2 if way == "packed" else 0.0  # PEFT draws a mask for each micro-batch
     model = adapted(tiny_base("qwen2", tie_word_embeddings=False), dropout=dropout).to(getattr(torch, dtype))
@@ -54,7 +56,8 @@ def one_step(case: str, devices: Devices | None = None) -> tuple[float, dict[str
         train=rows,
         validation=[],
         progress=Progress(),
-        devices=devices or Devices(),
+        choices=Choices(Path(), SilentReporter(Path()), devices),
+        devices=devices,
     )
     optimizer_step(run, SilentReporter(Path()), 1e-2)
     updated = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}

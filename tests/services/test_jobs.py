@@ -86,6 +86,7 @@ def test_a_run_killed_at_its_start_ends_as_one_that_had_been_split_from_the_star
         assert torch.equal(tensor, weights(split)[name]), name
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_goes_on_from_its_checkpoint(workbench: Workbench, job: Asks) -> None:
     killed = job("killed")
     watch = KillsAt(lambda event, kills: event.type == "checkpoint" and kills == 0)
