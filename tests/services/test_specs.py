@@ -82,6 +82,11 @@ def test_a_wrong_preset_file_is_named(tmp_path: Path, name: str, text: str, mess
         build_spec({**FLAGS, "preset": name}, home=tmp_path)
 
 
+def test_off_is_a_word_though_yaml_reads_false() -> None:
+    assert build_spec(FLAGS, assignments=["training.compile=off"]).training.compile == "off"
+    assert build_spec(FLAGS, assignments=["training.compile=on"]).training.compile == "on"
+
+
 def test_a_warmup_ratio_replaces_the_steps_of_the_preset_and_not_ones_that_were_given() -> None:
     settings = build_spec({**FLAGS, "preset": "quick"}, assignments=["training.warmup_ratio=0.06"]).training
     assert (settings.warmup_ratio, settings.warmup_steps) == (0.06, None)

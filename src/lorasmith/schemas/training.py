@@ -228,6 +228,12 @@ class TrainingSettings(BaseModel):
         validation_alias=AliasChoices("keep_best", "load_best_model_at_end"),
     )
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def on_or_off(cls, value: Any) -> Any:
+        """YAML reads both as booleans."""
+        return ("off", "on")[value] if isinstance(value, bool) else value
+
     @field_validator("optimizer", mode="before")
     @classmethod
     def our_name(cls, name: Any) -> Any:
