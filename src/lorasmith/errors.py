@@ -56,6 +56,19 @@ class Conflict(LorasmithError):
     code = "conflict"
 
 
+class LostLease(Conflict):
+    """Another process answers for the job now."""
+
+    code = "lost_lease"
+
+
+class Busy(LorasmithError):
+    """The database is held by another process."""
+
+    http_status = 503
+    code = "busy"
+
+
 class DiskFull(LorasmithError):
     http_status = 507
     code = "disk_full"
