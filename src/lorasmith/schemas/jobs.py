@@ -95,6 +95,9 @@ class Job(BaseModel):
     reason: str | None = None
     spec: dict[str, Any]
     folder: str
+    base_model: str | None = None
+    dataset_id: str | None = None
+    adapter_id: str | None = None
     priority: int = 0
     device: str = "cpu"
     cores: int | None = None

@@ -14,11 +14,13 @@ from lorasmith.schemas.training import TrainingInputs, TrainingResult
 from lorasmith.services.workbench import Workbench
 
 
-def keep_outcome(workbench: Workbench, job: Job, result: dict[str, Any]) -> None:
+def keep_outcome(workbench: Workbench, job: Job, result: dict[str, Any]) -> Adapter | None:
+    """Returns the adapter that a training job has made."""
     if job.kind is JobKind.TRAINING:
-        keep_adapter(workbench, job, TrainingResult.model_validate(result))
-    elif job.kind is JobKind.EVALUATION:
+        return keep_adapter(workbench, job, TrainingResult.model_validate(result))
+    if job.kind is JobKind.EVALUATION:
         keep_evaluation(workbench, job, Evaluation.model_validate(result))
+    return None
 
 
 def adapter_digest(sha256_by_file: dict[str, str]) -> str:

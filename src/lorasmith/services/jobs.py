@@ -49,6 +49,7 @@ def create_job(
     job_id = new_id("job")
     folder = f"jobs/{job_id}"
     write_order(workbench.path(folder), JobOrder(id=job_id, kind=kind, spec=spec, inputs=inputs))
+    facts |= {"base_model": inputs.get("model_name"), "dataset_id": inputs.get("dataset_id")}
     job = Job(id=job_id, kind=kind, name=name, spec=spec, folder=folder, **facts)
     if job.auto_resume:
         workbench.jobs.add(job)
@@ -142,14 +143,13 @@ def conclude(workbench: Workbench, job: Job, lease: Lease) -> Job:
     """Store what the folder of an engine that has ended says: what it made first, then the row."""
     folder = workbench.path(job.folder)
     result, error = read_result(folder), read_error(folder)
-    if result is not None:
-        keep_outcome(workbench, job, result)
+    adapter = keep_outcome(workbench, job, result) if result is not None else None
 
     def note(stored: Job) -> None:
         stored.pid = stored.process_started = None
         stored.completed_at = datetime.now(UTC)
         stored.status, stored.reason_code, stored.reason = verdict(stored, result, error)
-        stored.result, stored.request = result, None
+        stored.result, stored.request, stored.adapter_id = result, None, adapter.id if adapter else None
 
     return workbench.jobs.change(job.id, note, lease=lease)
 

@@ -121,6 +121,15 @@ def start_training(workbench: Workbench, spec: TrainingSpec, **facts: Any) -> Jo
     return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump(), **facts)
 
 
+def clone_training(workbench: Workbench, job: Job, changes: dict[str, Any], **facts: Any) -> Job:
+    """Create a job like another training job, with some fields changed and a name of its own."""
+    if job.kind is not JobKind.TRAINING:
+        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can be copied")
+    given = {key: value for key, value in canonical_names(changes).items() if value is not None}
+    spec = parse_spec(TrainingSpec, merge({**job.spec, "name": None}, given))
+    return start_training(workbench, spec, **facts)
+
+
 def check_runnable(spec: TrainingSpec, dataset: str, validation_rows: int) -> None:
     """Raise before the job exists for what the engine would refuse after loading the model."""
     if spec.training.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
