@@ -141,7 +141,8 @@ class Feeds:
 
 
 def look_at(feeds: list[Feed]) -> bool:
-    return any([feed.look() for feed in feeds])
+    news = [feed.look() for feed in feeds]  # all of them, not up to the first
+    return any(news)
 
 
 def file_size(path: Path) -> int:

@@ -79,7 +79,7 @@ def qlora_config(training: dict[str, Any]) -> QLoRAConfig:
         bits=8 if quantization == "int8" else 4,
         quant_type="fp4" if quantization == "fp4" else "nf4",
         double_quant=training["double_quantization"],
-        compute_dtype={"bf16": "bfloat16", "fp32": "float32"}.get(training["precision"]),  # type: ignore[arg-type]
+        compute_dtype={"bf16": "bfloat16", "fp32": "float32"}.get(training["precision"]),
     )
 
 

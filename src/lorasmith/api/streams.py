@@ -78,7 +78,7 @@ async def log_lines(feeds: Feeds, job: Job, after: int | None, still_allowed: Ca
         while True:
             changed, goes_on = feeds.changed, feed.goes_on
             lines = await run_in_threadpool(lines_after, feed.log_file, after, BATCH)
-            for after, text in lines:  # noqa: B020
+            for after, text in lines:
                 yield {"event": "log", "id": str(after), "data": json.dumps({"offset": after, "text": text})}
             if not lines and not goes_on:
                 yield {"event": "end", "data": "{}"}
@@ -107,7 +107,7 @@ async def all_events(feeds: Feeds, cursor: dict[str, int], still_allowed: Callab
                     for event in events:
                         seq = seqs[job_id] = event.seq
                         yield sent(event, cursor_text(seqs, told), job_id)
-                if not feed.goes_on and told.pop(job_id, None):
+                if not feed.goes_on and told.pop(job_id, None) is not None:
                     yield status_event(feed.job)
             if not await wait(feeds, changed, still_allowed):
                 return

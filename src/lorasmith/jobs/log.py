@@ -11,7 +11,7 @@ def lines_after(path: Path, offset: int, limit: int) -> list[tuple[int, str]]:
     """At most `limit` whole lines that begin at `offset` or later, each with the offset at which it ends."""
     if not path.exists():
         return []
-    found = []
+    found: list[tuple[int, str]] = []
     with path.open("rb") as handle:
         handle.seek(offset)
         while len(found) < limit:

@@ -22,7 +22,9 @@ class QLoRAConfig(BaseModel):
     bits: Literal[4, 8] = 4
     quant_type: Literal["nf4", "fp4"] = "nf4"
     double_quant: bool = True
-    compute_dtype: Literal["bfloat16", "float32"] | None = Field(None, description="null: what the CPU multiplies fastest.")
+    compute_dtype: Literal["bfloat16", "float32"] | None = Field(
+        None, description="null: what the CPU multiplies fastest."
+    )
 
 
 class JobCreate(BaseModel):

@@ -253,6 +253,7 @@ class Dataset(BaseModel):
 
     id: str
     name: str
+    description: str | None = None
     format: DatasetFormat
     format_reason: str
     kind: DatasetKind = "sft"
@@ -268,6 +269,7 @@ class Dataset(BaseModel):
     fates: dict[Fate, int] = Field(description="Input rows of each fate; together they are all rows of the source.")
     statistics: dict[str, Any] = Field(default_factory=dict)
     created_at: datetime = Field(default_factory=now)
+    updated_at: datetime | None = Field(default=None, description="When name or description were changed last.")
 
 
 class LabelSpec(BaseModel):

@@ -13,7 +13,9 @@ from pydantic import BaseModel
 from lorasmith.errors import NotFound
 from lorasmith.files import disk_errors
 from lorasmith.schemas.data import Dataset, Example, Fate, FindingName, LedgerLine, Part
+from lorasmith.schemas.jobs import now
 from lorasmith.services.data_parts import LEDGER
+from lorasmith.services.in_use import refuse_while_used
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
@@ -28,13 +30,23 @@ def get_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
 
 
 def remove_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
-    """Remove the row, then the folder: a reader never meets a row without its files."""
+    """Remove the row, then the folder: a reader never meets a row without its files. Raises `Conflict` while a job reads it."""
     dataset = get_dataset(workbench, name_or_id)
+    refuse_while_used(workbench, "dataset", dataset.name, {"data": {dataset.id, dataset.name}})
     workbench.datasets.remove(dataset.id)
     folder = workbench.path(dataset.folder)
     if folder.exists():
         shutil.rmtree(folder)
     return dataset
+
+
+def describe_dataset(workbench: Workbench, name_or_id: str, name: str | None, description: str | None) -> Dataset:
+    """Give it another name (None: the same) and description (None: none)."""
+    dataset = get_dataset(workbench, name_or_id)
+    if name is not None:
+        dataset.name = name
+    dataset.description, dataset.updated_at = description, now()
+    return workbench.datasets.replace(dataset)
 
 
 def part_path(workbench: Workbench, dataset: Dataset, part: Part) -> Path:

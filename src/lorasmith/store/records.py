@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
-from sqlalchemy import Engine, or_, select
+from sqlalchemy import Engine, func, or_, select
 
 from lorasmith.errors import Conflict, NotFound, did_you_mean
 from lorasmith.store.database import Record, reading, transaction
@@ -74,14 +75,32 @@ class Table(Generic[Noun]):
             documents = session.scalars(select(self.record.document).order_by(self.record.id)).all()
         return [self.noun.model_validate_json(document) for document in documents]
 
+    def page(self, limit: int, before: str | None = None, where: Mapping[str, str] | None = None) -> Sequence[Noun]:
+        """At most `limit` rows, the newest first, older than the id `before`; `where` is fields of the noun and their values.
+
+        Fields inside fields are written with dots: `spec.adapter`.
+        """
+        statement = select(self.record.document).order_by(self.record.id.desc()).limit(limit)
+        if before is not None:
+            statement = statement.where(self.record.id < before)
+        for field, value in (where or {}).items():
+            statement = statement.where(func.json_extract(self.record.document, f"$.{field}") == value)
+        with reading(self.engine) as session:
+            return [self.noun.model_validate_json(document) for document in session.scalars(statement)]
+
     def names(self) -> set[str]:
         with reading(self.engine) as session:
             return set(session.scalars(select(self.record.name)))
 
     def replace(self, row: Noun) -> Noun:
-        """Store the row's present state; raises `NotFound` when it has been removed."""
+        """Store the row's present state. Raises `NotFound` when it was removed, `Conflict` when another has its name."""
         identity: Any = row
         with transaction(self.engine) as session:
+            if self.unique_names:
+                same = select(self.record.id).where(self.record.name == identity.name, self.record.id != identity.id)
+                taken = session.scalar(same)
+                if taken is not None:
+                    raise Conflict(f"there is already a {self.noun_name} named {identity.name!r}: {taken}")
             stored = session.get(self.record, identity.id)
             if stored is None:
                 raise NotFound(f"{self.noun_name} {identity.id} has been removed")

@@ -13,7 +13,6 @@ from lorasmith.api import streams
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.feeds import Feeds
 from lorasmith.api.paging import Cursor, Limit, page_of
-from lorasmith.errors import InvalidSpec
 from lorasmith.jobs.events import events_after
 from lorasmith.jobs.folder import EVENTS, LOG
 from lorasmith.jobs.log import lines_after
@@ -54,7 +53,7 @@ def create_job(workbench: CurrentWorkbench, asked: JobCreate, response: Response
     training = {**asked.training_config}
     if asked.qlora_config is not None:
         training |= views.quantization_fields(asked.qlora_config)
-    flags = {"name": asked.name, "preset": asked.preset, "template": asked.template}
+    flags: dict[str, Any] = {"name": asked.name, "preset": asked.preset, "template": asked.template}
     flags |= {"model": asked.base_model, "data": asked.dataset_id, "lora": asked.lora_config, "training": training}
     spec = build_spec(flags, home=workbench.home)
     facts = {"description": asked.description, "priority": asked.priority, "cores": asked.cores}
