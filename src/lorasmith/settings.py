@@ -32,7 +32,8 @@ class ServerSettings:
     """Where the server listens, for whom, and how much it takes. Sizes are bytes.
 
     `allowed_hosts` are further names in the Host header, `allowed_origins` further pages that may call, `import_roots`
-    the folders below which the API may name local model folders.
+    the folders below which the API may name local model folders, `worker_cores` what the server's own worker may use
+    (None: it has none).
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +44,7 @@ class ServerSettings:
     import_roots: tuple[Path, ...] = ()
     max_body_bytes: int = 1024**2
     max_upload_bytes: int = 20 * 1024**3
+    worker_cores: int | None = None
 
     def __post_init__(self) -> None:
         if self.password is not None and len(self.password) < SHORTEST_PASSWORD:
@@ -66,7 +68,12 @@ class ServerSettings:
 
     @classmethod
     def read(
-        cls, host: str, port: int, password: str | None, environment: MutableMapping[str, str] = os.environ
+        cls,
+        host: str,
+        port: int,
+        password: str | None,
+        environment: MutableMapping[str, str] = os.environ,
+        worker_cores: int | None = None,
     ) -> ServerSettings:
         """The password is taken out of the environment, which engine processes inherit."""
         from_environment = environment.pop(PASSWORD_VARIABLE, None)
@@ -81,6 +88,7 @@ class ServerSettings:
                 for root in words(environment.get("LORASMITH_IMPORT_ROOTS", ""), os.pathsep)
             ),
             max_upload_bytes=byte_count(environment, "LORASMITH_MAX_UPLOAD_BYTES", cls.max_upload_bytes),
+            worker_cores=worker_cores,
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import logging
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -16,7 +18,10 @@ from lorasmith.api.problems import show_problems
 from lorasmith.api.routes import data, system, training
 from lorasmith.api.security import Door
 from lorasmith.services.workbench import Workbench
+from lorasmith.services.worker import Worker
 from lorasmith.settings import ServerSettings
+
+log = logging.getLogger(__name__)
 
 ROUTERS = (system.router, data.router, training.router)
 
@@ -27,7 +32,8 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         looking = asyncio.create_task(app.state.feeds.run())
-        yield
+        with own_worker(workbench, settings):
+            yield
         looking.cancel()
 
     app = FastAPI(
@@ -60,3 +66,18 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
         home=workbench.home,
     )
     return app
+
+
+@contextmanager
+def own_worker(workbench: Workbench, settings: ServerSettings) -> Iterator[None]:
+    """A worker in a thread of the server; what it has started goes on when the server ends."""
+    if settings.worker_cores is None:
+        yield
+        return
+    stop = threading.Event()
+    worker = Worker(workbench, settings.worker_cores, lambda job, text: log.info("%s %s: %s", job.id, job.name, text))
+    thread = threading.Thread(target=worker.run, args=(stop.wait,), name="worker", daemon=True)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()

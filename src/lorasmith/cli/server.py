@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -26,11 +27,14 @@ def serve(
             "--password-stdin", help="Read the password of logins from standard input; or set LORASMITH_PASSWORD"
         ),
     ] = False,
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Run queued jobs too")] = True,
+    cores: Annotated[int | None, typer.Option(min=1, help="CPU cores that its jobs may use; without it, all")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON")] = False,
 ) -> None:
-    """Serve the REST API of this home folder until Ctrl-C"""
+    """Serve the REST API of this home folder and run its jobs until Ctrl-C; what trains then goes on"""
     password = sys.stdin.readline().rstrip("\r\n") if password_stdin else None
-    settings = ServerSettings.read(host, DEFAULT_PORT if port is None else port, password)
+    budget = (cores or os.cpu_count() or 1) if worker else None
+    settings = ServerSettings.read(host, DEFAULT_PORT if port is None else port, password, worker_cores=budget)
     workbench = open_workbench(context)
     from lorasmith.api.server import serve as serve_until_stopped
     from lorasmith.services.access import api_token, token_file

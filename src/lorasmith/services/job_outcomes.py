@@ -42,9 +42,10 @@ def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adap
         digest = adapter_digest(
             {name: sha256_file(staging / name) for name in ("adapter_config.json", "adapter_model.safetensors")}
         )
+    taken = inputs.adapter_name in workbench.adapters.names()  # since the run began
     adapter = Adapter(
         id=adapter_id,
-        name=inputs.adapter_name,
+        name=f"{inputs.adapter_name}-{adapter_id[-6:].lower()}" if taken else inputs.adapter_name,
         base_model=inputs.model_name,
         base_folder=inputs.model_folder,
         training_job_id=job.id,

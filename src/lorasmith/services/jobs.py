@@ -238,11 +238,10 @@ def ask(workbench: Workbench, job: Job, request: JobRequest) -> Job:
 
 def queue_again(workbench: Workbench, job: Job) -> Job:
     """Let a worker go on with a stopped training job from its last checkpoint. Raises `Conflict` saying why not."""
-    resumable(job)
-    (workbench.path(job.folder) / ERROR).unlink(missing_ok=True)
 
     def note(stored: Job) -> None:
         resumable(stored)
+        (workbench.path(stored.folder) / ERROR).unlink(missing_ok=True)  # else a worker that dies now leaves it standing
         stored.status, stored.auto_resume = JobStatus.QUEUED, True
         stored.tries, stored.request, stored.completed_at = 0, None, None
         stored.reason = stored.reason_code = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from lorasmith.errors import Conflict, InvalidSpec, MissingExtra, did_you_mean
 from lorasmith.schemas.adapters import Adapter
-from lorasmith.schemas.jobs import Job, JobKind
+from lorasmith.schemas.jobs import ACTIVE, Job, JobKind, JobStatus
 from lorasmith.schemas.training import PRESETS, TrainingInputs, TrainingSpec
 from lorasmith.services.data_sources import find_dataset
 from lorasmith.services.job_outcomes import adapter_of_job
@@ -103,8 +103,8 @@ def start_training(workbench: Workbench, spec: TrainingSpec, **facts: Any) -> Jo
     """Resolve model and data, choose a free name, and create the job. `facts` are further fields of `Job`."""
     model = resolve_model(workbench, spec.model)
     dataset = find_dataset(workbench, spec.data)
-    if spec.name is not None and spec.name in workbench.adapters.names():
-        raise Conflict(f"there is already an adapter named {spec.name!r}", hint="choose another --name")
+    if spec.name is not None and spec.name in taken_names(workbench):
+        raise Conflict(f"there is already an adapter or a run named {spec.name!r}", hint="choose another --name")
     check_runnable(spec, dataset.name, validation_rows=dataset.part_sizes.get("val", 0))
     name = spec.name or free_name(workbench, f"{Path(model.name).name}-{dataset.name}")
     folder = workbench.path(dataset.folder)
@@ -157,10 +157,15 @@ def check_quantization(spec: TrainingSpec) -> None:
         )
 
 
+def taken_names(workbench: Workbench) -> set[str]:
+    """Names of adapters, and those that runs will give to theirs."""
+    return workbench.adapters.names() | workbench.jobs.names_of({JobStatus.QUEUED, *ACTIVE}, JobKind.TRAINING)
+
+
 def free_name(workbench: Workbench, wanted: str) -> str:
-    """`wanted`, or the first of `wanted-2`, `wanted-3`, … that no adapter has."""
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, … that no adapter has or will have."""
     wanted = re.sub(r"[^A-Za-z0-9._-]+", "-", wanted)
-    taken = workbench.adapters.names()
+    taken = taken_names(workbench)
     number, name = 1, wanted
     while name in taken:
         number += 1

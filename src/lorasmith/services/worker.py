@@ -22,6 +22,7 @@ from lorasmith.store.leases import Lease
 LOOK_S = 0.2  # between two looks at the engines' events and at the queue
 ADOPT_EVERY_S = 2.0
 DISK_EVERY_S = 30.0
+STORE_AGAIN_S = 10.0
 BACKOFF_S = (2.0, 10.0, 60.0)
 KILL_AFTER_S = 60.0  # an engine that was asked to cancel and has not ended
 ROOM_BYTES = 64_000_000  # what a job needs beside its next checkpoint to go on after a full disk
@@ -41,6 +42,7 @@ class Running:
     reader: EventReader
     looked_at: float = field(default_factory=time.monotonic)
     asked_at: float | None = None
+    wait_until: float = 0.0
 
 
 class Worker:
@@ -86,6 +88,8 @@ class Worker:
         """Read what its engine says; when it has ended, store what came of it."""
         if running.lease in self.keeper.lost:
             raise LostLease(f"another process answers for {running.job.id} now")
+        if time.monotonic() < running.wait_until:
+            return
         ended = not running.process.is_alive()
         for event in running.reader.new_events():
             watch_phase(self.workbench, running.job, running.lease, event, lambda event: self.hear(running, event))
@@ -144,10 +148,17 @@ class Worker:
             self.end(running)
 
     def end(self, running: Running) -> None:
-        self.running.remove(running)
         if running.process.returncode == -signal.SIGKILL and running.job.kind is JobKind.TRAINING:
             note_kill(self.workbench.path(running.job.folder))
-        self.conclude(running.job, running.lease)
+        try:
+            self.conclude(running.job, running.lease)
+        except LostLease:
+            raise
+        except LorasmithError as error:  # a full disk, a busy database: what the engine made stays in its folder
+            log.warning("what came of %s could not be stored yet: %s", running.job.id, error.message)
+            running.wait_until = time.monotonic() + STORE_AGAIN_S
+            return
+        self.running.remove(running)
         self.keeper.drop(running.lease)
 
     def conclude(self, job: Job, lease: Lease) -> None:

@@ -65,6 +65,11 @@ class JobTable(Table[Job]):
         with reading(self.engine) as session:
             return [Job.model_validate_json(document) for document in session.scalars(statement)]
 
+    def names_of(self, statuses: set[JobStatus], kind: JobKind) -> set[str]:
+        statement = select(JobRecord.name).where(JobRecord.status.in_(statuses), JobRecord.kind == kind)
+        with reading(self.engine) as session:
+            return set(session.scalars(statement))
+
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each status."""
         statement = select(JobRecord.status, func.count().label("jobs")).group_by(JobRecord.status)

@@ -12,6 +12,7 @@ from lorasmith.api import jobs as views
 from lorasmith.api import streams
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.feeds import Feeds
+from lorasmith.api.names import check_dataset, check_model
 from lorasmith.api.paging import Cursor, Limit, page_of
 from lorasmith.jobs.events import events_after
 from lorasmith.jobs.folder import EVENTS, LOG
@@ -50,6 +51,8 @@ def required(workbench: CurrentWorkbench, job_id: str) -> Job:
 @router.post("/jobs", status_code=202)
 def create_job(workbench: CurrentWorkbench, asked: JobCreate, response: Response) -> JobResource:
     """Queue a training run"""
+    check_model(workbench, asked.base_model)
+    check_dataset(workbench, asked.dataset_id)
     training = {**asked.training_config}
     if asked.qlora_config is not None:
         training |= views.quantization_fields(asked.qlora_config)
