@@ -58,23 +58,31 @@ def remove_dataset(workbench: Workbench, name: str, *, force: bool = False) -> l
 def users_of(workbench: Workbench, datasets: list[Dataset]) -> list[User]:
     """Those outside of the given versions, each once."""
     ids = {dataset.id for dataset in datasets}
-    return [*jobs_with(workbench, ids), *adapters_with(workbench, ids), *derived_from(workbench, ids)]
+    return [
+        *jobs_with(workbench, ids),
+        *adapters_with(workbench, ids),
+        *(
+            User(kind="evaluation", name=one.name, id=one.id)
+            for one in workbench.evaluations.list()
+            if one.dataset_id in ids
+        ),
+        *derived_from(workbench, ids),
+    ]
 
 
 def jobs_with(workbench: Workbench, ids: set[str]) -> Iterator[User]:
-    """Jobs and the evaluations that they made: what a job reads stands in its order, by id or by path."""
-    evaluations = {one.id: one for one in workbench.evaluations.list()}
+    """What a job reads stands in its order, by id or by path."""
     for job in workbench.jobs.list():
-        if names_any(stored(workbench.path(job.folder) / ORDER).get("inputs"), ids):
+        inputs = json.dumps(stored(workbench.path(job.folder) / ORDER).get("inputs"))
+        if any(one in inputs for one in ids):
             yield User(kind="job", name=job.name, id=job.id)
-            evaluation = evaluations.get(str((job.result or {}).get("id")))
-            if evaluation is not None:
-                yield User(kind="evaluation", name=evaluation.name, id=evaluation.id)
 
 
 def adapters_with(workbench: Workbench, ids: set[str]) -> Iterator[User]:
+    """What an adapter was trained on stands in its passport, also in that of an adapter from elsewhere."""
     for adapter in workbench.adapters.list():
-        if names_any(stored(workbench.path(adapter.folder) / PASSPORT).get("dataset"), ids):
+        trained_on = stored(workbench.path(adapter.folder) / PASSPORT).get("dataset") or {}
+        if adapter.dataset_id in ids or trained_on.get("id") in ids:
             yield User(kind="adapter", name=adapter.name, id=adapter.id)
 
 
@@ -89,8 +97,3 @@ def stored(path: Path) -> dict[str, Any]:
     """What a JSON file holds; nothing where there is none, as before a job's folder is made."""
     values: dict[str, Any] = read_json(path) if path.is_file() else {}
     return values
-
-
-def names_any(values: Any, ids: set[str]) -> bool:
-    text = json.dumps(values)
-    return any(one in text for one in ids)
