@@ -1,8 +1,7 @@
-"""Datasets of a workbench: find, preview, explain and remove."""
+"""Datasets of a workbench: find, preview and explain."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,29 +14,19 @@ from lorasmith.files import disk_errors
 from lorasmith.schemas.data import Dataset, Example, Fate, FindingName, LedgerLine, Part
 from lorasmith.schemas.jobs import now
 from lorasmith.services.data_parts import LEDGER
-from lorasmith.services.in_use import refuse_while_used
+from lorasmith.services.data_versions import current_versions, require_version
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
 
 
 def list_datasets(workbench: Workbench) -> list[Dataset]:
-    return workbench.datasets.list()
+    """The version that each name points at, oldest first."""
+    return current_versions(workbench)
 
 
 def get_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
-    return workbench.datasets.require(name_or_id)
-
-
-def remove_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
-    """Remove the row, then the folder: a reader never meets a row without its files. Raises `Conflict` while a job reads it."""
-    dataset = get_dataset(workbench, name_or_id)
-    refuse_while_used(workbench, "dataset", dataset.name, {"data": {dataset.id, dataset.name}})
-    workbench.datasets.remove(dataset.id)
-    folder = workbench.path(dataset.folder)
-    if folder.exists():
-        shutil.rmtree(folder)
-    return dataset
+    return require_version(workbench, name_or_id)
 
 
 def describe_dataset(workbench: Workbench, name_or_id: str, name: str | None, description: str | None) -> Dataset:

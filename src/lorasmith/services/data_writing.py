@@ -20,6 +20,7 @@ from lorasmith.services.data_curation import detect_source, first_rows
 from lorasmith.services.data_reading import Source
 from lorasmith.services.data_rows import BrokenRow, RawRow
 from lorasmith.services.data_sources import named_dataset
+from lorasmith.services.data_versions import find_version
 from lorasmith.starter.location import DATASETS
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def rows_of(
 
 def examples_of(workbench: Workbench, source: str) -> Iterator[tuple[Example, Row]]:
     path = Path(source).expanduser()
-    if workbench.datasets.get(source) is None and source not in DATASETS and path.exists():
+    if find_version(workbench, source) is None and source not in DATASETS and path.exists():
         yield from ((example, {}) for example in examples_of_file(path))
         return
     dataset = named_dataset(workbench, source)

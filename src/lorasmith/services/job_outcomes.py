@@ -50,6 +50,8 @@ def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adap
         base_folder=inputs.model_folder,
         training_job_id=job.id,
         dataset=inputs.dataset_name,
+        dataset_id=inputs.dataset_id,
+        dataset_sha256=inputs.dataset_sha256,
         folder=folder,
         digest=digest,
         size_bytes=folder_size_bytes(workbench.path(folder)),

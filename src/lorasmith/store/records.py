@@ -46,6 +46,20 @@ class Table(Generic[Noun]):
         identity: Any = row
         return {"id": identity.id, "name": identity.name, "document": row.model_dump_json()}
 
+    def save(self, *rows: Noun) -> None:
+        """Insert or replace these rows together. Raises `Conflict` when a name is taken by a row that is not among them."""
+        with transaction(self.engine) as session:
+            for row in rows:
+                session.merge(self.record(**self.columns(row)))
+            session.flush()
+            names = [identity.name for identity in rows]  # type: ignore[attr-defined]
+            for name in names if self.unique_names else ():
+                ids = session.scalars(select(self.record.id).where(self.record.name == name)).all()
+                if len(ids) > 1:
+                    raise Conflict(
+                        f"there is already a {self.noun_name} named {name!r}", hint="another process made it: try again"
+                    )
+
     def get(self, name_or_id: str) -> Noun | None:
         """The row with that id, or the newest with that name."""
         statement = (

@@ -23,7 +23,8 @@ from lorasmith.schemas.api_data import (
 )
 from lorasmith.schemas.data import DatasetFormat, Fate, FindingName, Part
 from lorasmith.schemas.uploads import DatasetStatus
-from lorasmith.services.data import describe_dataset, ledger_lines, read_examples, remove_dataset
+from lorasmith.services.data import describe_dataset, ledger_lines, read_examples
+from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.uploads import NAMES, check_name_is_free, find_upload, remove_upload
 
 router = APIRouter(prefix="/api/v1/finetune/datasets", tags=["datasets"])
