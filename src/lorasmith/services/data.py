@@ -28,13 +28,18 @@ def get_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
 
 
 def remove_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
-    """Remove the row, then the folder: a reader never meets a row without its files."""
+    """Remove the row, then the folders: a reader never meets a row without its files."""
     dataset = get_dataset(workbench, name_or_id)
     workbench.datasets.remove(dataset.id)
-    folder = workbench.path(dataset.folder)
-    if folder.exists():
-        shutil.rmtree(folder)
+    for folder in (workbench.path(dataset.folder), tokens_folder(workbench, dataset.id)):
+        if folder.exists():
+            shutil.rmtree(folder)
     return dataset
+
+
+def tokens_folder(workbench: Workbench, dataset_id: str) -> Path:
+    """Where engine processes keep the dataset's tokens."""
+    return workbench.path(f"tokens/{dataset_id}")
 
 
 def part_path(workbench: Workbench, dataset: Dataset, part: Part) -> Path:
