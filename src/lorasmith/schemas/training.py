@@ -372,6 +372,7 @@ class TrainingInputs(BaseModel):
     dataset_sha256: str
     train_file: str
     val_file: str | None
+    tokens_folder: str | None = Field(None, description="Token stores of the dataset; absent: in the job folder.")
     adapter_name: str
 
 

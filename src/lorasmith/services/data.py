@@ -38,6 +38,11 @@ def describe_dataset(workbench: Workbench, name_or_id: str, name: str | None, de
     return workbench.datasets.replace(dataset)
 
 
+def tokens_folder(workbench: Workbench, dataset_id: str) -> Path:
+    """Where engine processes keep the dataset's tokens."""
+    return workbench.path(f"tokens/{dataset_id}")
+
+
 def part_path(workbench: Workbench, dataset: Dataset, part: Part) -> Path:
     return workbench.path(dataset.folder) / f"{part}.jsonl"
 

@@ -11,6 +11,7 @@ from lorasmith.errors import Conflict, InvalidSpec, MissingExtra, did_you_mean
 from lorasmith.schemas.adapters import Adapter
 from lorasmith.schemas.jobs import ACTIVE, Job, JobKind, JobStatus
 from lorasmith.schemas.training import PRESETS, TrainingInputs, TrainingSpec
+from lorasmith.services.data import tokens_folder
 from lorasmith.services.data_sources import find_dataset
 from lorasmith.services.job_outcomes import adapter_of_job
 from lorasmith.services.jobs import Watch, create_job, resumable, run_in_foreground, show_job
@@ -116,6 +117,7 @@ def start_training(workbench: Workbench, spec: TrainingSpec, **facts: Any) -> Jo
         dataset_sha256=dataset.sha256,
         train_file=str(folder / "train.jsonl"),
         val_file=str(folder / "val.jsonl") if dataset.part_sizes.get("val") else None,
+        tokens_folder=str(tokens_folder(workbench, dataset.id)),
         adapter_name=name,
     )
     return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump(), **facts)

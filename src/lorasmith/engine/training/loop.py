@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +51,8 @@ class TrainingRun:
     choices: Choices
     plan: StepPlan
     settings: TrainingSettings
-    train: list[RenderedExample]
-    validation: list[RenderedExample]
+    train: Sequence[RenderedExample]
+    validation: Sequence[RenderedExample]
     progress: Progress
     devices: Devices = field(default_factory=Devices)
 
