@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_duplicates
+from lorasmith.cli import data_duplicates, data_validation
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
+    MENDS,
     import_spec,
     known_fate,
     known_finding,
@@ -35,7 +36,6 @@ File = Annotated[
         metavar="SOURCE", help="JSON, JSON Lines, CSV or Parquet file, a folder of them, a saved dataset or hub id"
     ),
 ]
-MENDS = "control-characters, mojibake or join-turns"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset")]
 Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
 Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
@@ -302,5 +302,10 @@ def prepare(
     )
 
 
-for search in (data_duplicates.duplicates, data_duplicates.contamination, data_duplicates.leakage):
-    app.command()(search)
+for command in (
+    data_validation.validate,
+    data_duplicates.duplicates,
+    data_duplicates.contamination,
+    data_duplicates.leakage,
+):
+    app.command()(command)

@@ -27,7 +27,7 @@ from lorasmith.services.data_files import (
     source_files,
 )
 from lorasmith.services.data_json import is_document, json_rows, jsonl_rows
-from lorasmith.services.data_rows import BrokenRow, RawRow
+from lorasmith.services.data_rows import BrokenRow, Library, RawRow
 from lorasmith.services.data_tables import SavedDataset, is_hub_id, parquet_rows
 
 Layout = Literal["json", "jsonl", "csv", "parquet"]
@@ -45,7 +45,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
 class Source:
     """What is imported. `notes` say how it was read, once it was; `bytes_read` of `bytes_total` say how far."""
 
-    def __init__(self, path: Path, files: list[SourceFile], saved: SavedDataset | None, encoding: str | None) -> None:
+    def __init__(self, path: Path, files: list[SourceFile], saved: Library | None, encoding: str | None) -> None:
         self.path = path
         self.files = files
         self.saved = saved
@@ -97,6 +97,12 @@ class Source:
                 else:
                     yield replace(row, number=last, file=file.name)
             done += file.path.stat().st_size
+
+    def each_file(self) -> Iterator[tuple[SourceFile, Iterator[RawRow | BrokenRow]]]:
+        """The files of a folder with several, each with its rows numbered from 1."""
+        if self.saved is None and len(self.files) > 1:
+            for file in self.files:
+                yield file, self.rows_of(file, 0, 0)
 
     def rows_of(self, file: SourceFile, done: int, skip: int) -> Iterator[RawRow | BrokenRow]:
         def moved(position: int) -> None:

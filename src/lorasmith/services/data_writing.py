@@ -16,7 +16,7 @@ from lorasmith.files import disk_errors
 from lorasmith.schemas.data import PARTS, DataPreparationSpec, DatasetFormat, Example, Message
 from lorasmith.services.data import read_examples
 from lorasmith.services.data_conversion import DEFAULT_SYSTEM_PROMPT, SUMMARY_REQUEST, SYSTEM_PROMPTS, convert
-from lorasmith.services.data_curation import detect_source, first_rows
+from lorasmith.services.data_detection import detect_source, first_rows
 from lorasmith.services.data_reading import Source
 from lorasmith.services.data_rows import BrokenRow, RawRow
 from lorasmith.services.data_sources import named_dataset
@@ -168,6 +168,14 @@ def write_parquet(path: Path, rows: Iterator[Row]) -> None:
     found = list(rows)
     if found:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), path)
+
+
+def own_row(example: Example, format: DatasetFormat) -> Row:
+    """The row in the format that it came in; its turns as ChatML where that format cannot hold them again."""
+    try:
+        return ROW_OF[format](example)
+    except Inexpressible:
+        return message_rows(example)
 
 
 def exchange(example: Example) -> tuple[str | None, str, str]:
