@@ -205,6 +205,8 @@ def test_the_hint_names_the_way_out(tmp_path: Path, name: str, content: str | by
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "notes.txt", "hello")
     assert error_of(tmp_path).message.startswith(f"{tmp_path} is a folder without a file to import, expected a JSON")
+    write(tmp_path, "rows.txt.bz2", b"BZh9")
+    assert error_of(tmp_path).hint == "it holds rows.txt.bz2: unpack it first: bunzip2 FILE"
 
 
 def test_a_folder_gives_the_rows_of_its_files_by_name_and_each_file_its_part(tmp_path: Path) -> None:

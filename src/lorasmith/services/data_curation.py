@@ -295,16 +295,12 @@ class Curation:
 
     def strict_error(self, row: RawRow, sentence: str) -> InvalidData:
         return InvalidData(
-            f"{self.place(row)}: row {row.number}, {sentence}", hint="mend the row, or leave --strict out"
+            f"{self.source.place(row)}: row {row.number}, {sentence}", hint="mend the row, or leave --strict out"
         )
-
-    def place(self, row: RawRow | BrokenRow) -> str:
-        path = self.source.path / row.file if self.source.path.is_dir() else self.source.path
-        return f"{path}:{row.line}" if row.line is not None else str(path)
 
     def reject(self, row: RawRow | BrokenRow, field: str | None, sentence: str, findings: Sequence[Finding]) -> None:
         if self.follow is None and len(self.shown) < SHOWN_FINDINGS:
-            self.shown.append(f"  {self.place(row)}: row {row.number}, {sentence}")
+            self.shown.append(f"  {self.source.place(row)}: row {row.number}, {sentence}")
         self.add(row, Fate.REJECTED, field=field, reason=sentence, flags=findings)
 
     def add(self, row: RawRow | BrokenRow, fate: Fate, **details: Any) -> None:

@@ -71,6 +71,11 @@ class Source:
             return sha256_bytes("".join(sha256_file(file.path) for file in self.files).encode())
         return digest_of(self.path)
 
+    def place(self, row: RawRow | BrokenRow) -> str:
+        """`folder/file.jsonl:3`, as far as it is known."""
+        path = self.path / row.file if self.path.is_dir() else self.path
+        return f"{path}:{row.line}" if row.line is not None else str(path)
+
     def rows(self, skip: int = 0) -> Iterator[RawRow | BrokenRow]:
         """Rows are numbered through all files; the first `skip` are passed over."""
         number = 0
