@@ -140,7 +140,7 @@ class JobFailed(LorasmithError):
 
 
 class Killed(JobFailed):
-    """The system ended the engine process (SIGKILL), most often because memory ran out."""
+    """The system ended a process of ours (SIGKILL), most often because memory ran out."""
 
 
 class Interrupted(LorasmithError):

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_duplicates, data_versions
+from lorasmith.cli import data_duplicates, data_validation, data_versions
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
+    MENDS,
     import_spec,
     known_fate,
     known_finding,
@@ -36,7 +37,6 @@ File = Annotated[
         metavar="SOURCE", help="JSON, JSON Lines, CSV or Parquet file, a folder of them, a saved dataset or hub id"
     ),
 ]
-MENDS = "control-characters, mojibake or join-turns"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")]
 Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
 Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
@@ -316,7 +316,12 @@ def prepare(
     )
 
 
-for command in (data_duplicates.duplicates, data_duplicates.contamination, data_duplicates.leakage):
+for command in (
+    data_validation.validate,
+    data_duplicates.duplicates,
+    data_duplicates.contamination,
+    data_duplicates.leakage,
+):
     app.command()(command)
 for making_versions in (data_versions.dedup, data_versions.split, data_versions.lineage, data_versions.replay):
     app.command()(making_versions)

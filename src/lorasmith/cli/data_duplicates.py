@@ -73,12 +73,15 @@ def contamination(
     benchmark: Annotated[str, typer.Option("--benchmark", help="File or dataset whose items are looked for")],
     part: Annotated[str, typer.Option("--part", help="Where they are looked for: train, val or test")] = "train",
     similarity: Similarity = 0.8,
+    map: Annotated[list[str] | None, typer.Option("--map", help="Columns of a file, as in import: text=prompt")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show rows that hold items of a benchmark"""
     from lorasmith.services.data_duplicates.leaks import find_contamination
+    from lorasmith.services.data_mapping import parse_mapping
 
-    report = find_contamination(open_workbench(context), name, benchmark, known_part(part), similarity)
+    columns = parse_mapping(map or [])
+    report = find_contamination(open_workbench(context), name, benchmark, known_part(part), similarity, columns)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:

@@ -76,5 +76,6 @@ def visible(text: str) -> str:
 
 def why(line: LedgerLine) -> str | None:
     """The reason of a row's fate, how it was changed, and what was found in it."""
-    flags = [f"{flag.check}: {flag.sentence()}" for flag in line.flags or ()]
+    told = () if line.fate == "rejected" else line.flags or ()  # the reason is one of them
+    flags = [f"{flag.check}: {flag.sentence()}" for flag in told]
     return "; ".join([*filter(None, [line.reason]), *(line.changes or ()), *flags]) or None

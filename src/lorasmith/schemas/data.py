@@ -159,7 +159,10 @@ STAYS = (Fate.KEPT, Fate.CHANGED, Fate.CUT)  # fates of rows that have an exampl
 
 
 class Finding(BaseModel):
-    """One thing about one row: which field, what was found there, what was expected."""
+    """One thing about one row: which field (`row` for the whole of it), what was found there, what was expected.
+
+    `unusable`: no example can be made of the row.
+    """
 
     check: FindingName
     field: str
@@ -167,7 +170,8 @@ class Finding(BaseModel):
     expected: str
 
     def sentence(self) -> str:
-        return f"field `{self.field}`: found {self.found}, expected {self.expected}"
+        where = "" if self.field == "row" else f"field `{self.field}`: "
+        return f"{where}found {self.found}, expected {self.expected}"
 
 
 class LedgerLine(BaseModel):
@@ -175,7 +179,7 @@ class LedgerLine(BaseModel):
 
     `changes` says how a changed row was mended; `cut_tokens` how many tokens were cut; `similarity` (0 to 1) how near a
     near duplicate is to `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was
-    found in a row that stays; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part
+    found in a row that stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part
     that the row itself asks for, `own_group` its group where it was joined with others.
     """
 

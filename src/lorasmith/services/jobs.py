@@ -241,7 +241,9 @@ def queue_again(workbench: Workbench, job: Job) -> Job:
 
     def note(stored: Job) -> None:
         resumable(stored)
-        (workbench.path(stored.folder) / ERROR).unlink(missing_ok=True)  # else a worker that dies now leaves it standing
+        (workbench.path(stored.folder) / ERROR).unlink(
+            missing_ok=True
+        )  # else a worker that dies now leaves it standing
         stored.status, stored.auto_resume = JobStatus.QUEUED, True
         stored.tries, stored.request, stored.completed_at = 0, None, None
         stored.reason = stored.reason_code = None
