@@ -16,6 +16,7 @@ class JobKind(StrEnum):
     GENERATION = "generation"
     LABELS = "labels"
     ESTIMATE = "estimate"
+    AUGMENTATION = "augmentation"
 
 
 class JobStatus(StrEnum):

@@ -29,6 +29,8 @@ PHASE_STATUS = {
     JobKind.TRAINING: {"load": JobStatus.PREPARING, "tokenize": JobStatus.PREPARING, "train": JobStatus.TRAINING},
 }
 
+KEEPS_ITS_WORK = {JobKind.TRAINING, JobKind.AUGMENTATION}  # kinds that stop with what is done saved, and go on from it
+
 RESTARTS = 3  # of an engine that the system kills and that has saved nothing new since the last time
 
 Watch = Callable[[Event], None]
@@ -150,20 +152,20 @@ def job_events(workbench: Workbench, job: Job, *, type: str | None = None) -> li
 
 
 def ask(workbench: Workbench, job: Job, request: JobRequest) -> None:
-    """Ask a running training job to save, pause or cancel at its next step; raises `Conflict` when it does not run."""
+    """Ask a running job to save, pause or cancel at its next safe point; raises `Conflict` when it does not run."""
     if job.pid is None:
         raise Conflict(f"{job.id} is {job.status}, so it cannot {request}")
-    if job.kind is not JobKind.TRAINING:
-        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can {request}")
+    if job.kind not in KEEPS_ITS_WORK:
+        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training and augmentation can {request}")
     write_request(workbench.path(job.folder), request)
 
 
-def resumable(job: Job) -> Job:
+def resumable(job: Job, kind: JobKind = JobKind.TRAINING) -> Job:
     """The job, if it can go on; raises `Conflict` saying why not."""
-    if job.kind is not JobKind.TRAINING:
-        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can go on from a checkpoint")
+    if job.kind is not kind:
+        raise Conflict(f"{job.id} is a job of kind {job.kind}, and not of kind {kind}, which goes on here")
     if job.status is JobStatus.COMPLETED:
-        raise Conflict(f"{job.id} is completed, there is nothing left to do", hint="train again with another --name")
+        raise Conflict(f"{job.id} is completed, there is nothing left to do", hint="start again with another --name")
     if job.status not in {*ENDED, JobStatus.PAUSED}:
         raise Conflict(f"{job.id} is {job.status}, process {job.pid} runs it")
     return job
