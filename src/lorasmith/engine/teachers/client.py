@@ -54,7 +54,7 @@ class NoAnswer(Exception):
 
 
 class TeacherClient:
-    """Use as an async context manager. `key` goes into one header, and is taken out of whatever comes back."""
+    """`key` goes into one header, and is taken out of whatever comes back. Close it inside the loop that used it."""
 
     def __init__(self, spec: TeacherSpec, endpoint: Endpoint, reach: Reach, key: str | None) -> None:
         self.spec = spec
@@ -66,10 +66,7 @@ class TeacherClient:
             CheckedTransport(endpoint, reach, connections=spec.concurrency), timeout_s=spec.timeout_s
         )
 
-    async def __aenter__(self) -> TeacherClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def aclose(self) -> None:
         await self.http.aclose()
 
     async def ask(self, messages: Messages) -> Answer:

@@ -39,7 +39,7 @@ class Teacher:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.client.http.aclose()
+        await self.client.aclose()
 
     async def ask(self, request: str, messages: Messages) -> Answered:
         """The answer to a request, from the ledger where it stands there.
