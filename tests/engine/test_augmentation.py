@@ -250,7 +250,7 @@ def test_every_row_has_its_fate_whatever_the_endpoint_does(tmp_path: Path, stub:
             "fine": None,
             "429": error(429, "slow", retry_after="0.01") if first else None,
             "500": error(500, "boom") if first else None,
-            "hang": Reply(body=completion("x"), hang_s=1.0) if first else None,
+            "hang": Reply(body=completion("x"), hang_s=4.0) if first else None,
             "cut": Reply(body=completion("x" * 100), cut=50) if first else None,
             "not-json": Reply(body=completion("I would rather not.")),
             "no-choices": Reply(body=b'{"choices": []}'),
@@ -259,7 +259,7 @@ def test_every_row_has_its_fate_whatever_the_endpoint_does(tmp_path: Path, stub:
 
     stub.rule = rule
     rows = [example(n) for n in range(1, 25)]
-    folder = job(tmp_path / "job", stub, rows, teacher={"timeout_s": 0.3, "concurrency": 8})
+    folder = job(tmp_path / "job", stub, rows, teacher={"timeout_s": 1.0, "concurrency": 8, "max_attempts": 5})
     result = run_here(folder)
     fates = {"not-json": "rejected", "no-choices": "rejected", "400": "failed"}
     expected = {n: fates.get(fault_of[one.messages[0].content], "answered") for n, one in enumerate(rows, 1)}  # type: ignore[index]
