@@ -130,6 +130,13 @@ class MissingExtra(LorasmithError):
         super().__init__(f"{what} needs the extra `{extra}`", hint=f"pip install 'lorasmith[{extra}]'")
 
 
+class TeacherFailed(LorasmithError):
+    """The model that a job asks refuses every request, or cannot be reached. What it has answered is kept."""
+
+    http_status = 502
+    code = "teacher_failed"
+
+
 class JobFailed(LorasmithError):
     """The engine process ended with an error; `code` is the reason code that it gave."""
 

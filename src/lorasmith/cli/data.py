@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_duplicates, data_validation, data_versions
+from lorasmith.cli import data_augmentation, data_duplicates, data_validation, data_versions
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
@@ -325,3 +325,5 @@ for command in (
     app.command()(command)
 for making_versions in (data_versions.dedup, data_versions.split, data_versions.lineage, data_versions.replay):
     app.command()(making_versions)
+for augmentation in (data_augmentation.augment, data_augmentation.review):
+    app.command()(augmentation)

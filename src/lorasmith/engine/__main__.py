@@ -24,6 +24,7 @@ STAGES = {
     JobKind.GENERATION: "lorasmith.engine.serving.run",
     JobKind.LABELS: "lorasmith.engine.data.labels",
     JobKind.ESTIMATE: "lorasmith.engine.training.estimation.run",
+    JobKind.AUGMENTATION: "lorasmith.engine.augmentation.run",
 }
 
 

@@ -97,6 +97,22 @@ class Message(BaseModel):
         return self.model_dump(exclude_none=True, exclude={"weight"})
 
 
+class MadeBy(BaseModel):
+    """Where an example comes from that a teacher wrote or changed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    teacher: str = Field(description="Model that wrote it.")
+    host: str = Field(description="Of the endpoint.")
+    source: str = Field(description="Id of the example that it was made from.")
+    prompt: str = Field(description="Method and version of the prompt.")
+    job: str
+    time: datetime = Field(description="When the answer came.")
+    accepted_by: str | None = None
+    edited: bool | None = None
+
+
 class Example(BaseModel):
     """One canonical row: a conversation, or a plain text of which each token is trained.
 
@@ -114,6 +130,7 @@ class Example(BaseModel):
     chosen: list[Message] | None = None
     rejected: list[Message] | None = None
     desirable: bool | None = None
+    made_by: MadeBy | None = None
 
     @model_validator(mode="after")
     def either_messages_or_text(self) -> Example:

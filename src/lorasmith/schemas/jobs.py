@@ -16,9 +16,11 @@ class JobKind(StrEnum):
     GENERATION = "generation"
     LABELS = "labels"
     ESTIMATE = "estimate"
+    AUGMENTATION = "augmentation"
 
 
 HEAVY = {JobKind.TRAINING, JobKind.EVALUATION}
+KEEPS_ITS_WORK = {JobKind.TRAINING, JobKind.AUGMENTATION}  # kinds that stop with what is done saved, and go on from it
 
 
 class JobStatus(StrEnum):

@@ -23,7 +23,18 @@ from lorasmith.jobs.folder import (
 from lorasmith.jobs.leases import LeaseKeeper, holder
 from lorasmith.jobs.processes import EngineProcess, engine_runs, start_engine
 from lorasmith.jobs.runner import POLL_S, follow
-from lorasmith.schemas.jobs import ACTIVE, Event, Job, JobError, JobKind, JobOrder, JobRequest, JobStatus, now
+from lorasmith.schemas.jobs import (
+    ACTIVE,
+    KEEPS_ITS_WORK,
+    Event,
+    Job,
+    JobError,
+    JobKind,
+    JobOrder,
+    JobRequest,
+    JobStatus,
+    now,
+)
 from lorasmith.services.job_outcomes import keep_outcome
 from lorasmith.services.workbench import Workbench
 from lorasmith.store.leases import Lease
@@ -65,7 +76,7 @@ def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
     killed `RESTARTS` times more without a new checkpoint.
     """
     folder = workbench.path(job.folder)
-    job, lease = workbench.jobs.take(job.id, holder(), {JobStatus.QUEUED, *STOPPED})
+    job, lease = workbench.jobs.take(job.id, holder(), set(JobStatus) - ACTIVE)
     with LeaseKeeper(workbench.jobs, lease):
         try:
             while True:
@@ -101,7 +112,7 @@ def begin(workbench: Workbench, job: Job, lease: Lease) -> EngineProcess:
         stored.reason = stored.reason_code = stored.completed_at = None
 
     stored = workbench.jobs.change(job.id, note, lease=lease)
-    if stored.request is not None and stored.kind is JobKind.TRAINING:
+    if stored.request is not None and stored.kind in KEEPS_ITS_WORK:
         write_request(folder, stored.request)
     return process
 
@@ -225,25 +236,24 @@ def ask(workbench: Workbench, job: Job, request: JobRequest) -> Job:
             stored.status = JobStatus.CANCELLED
         elif stored.status not in ACTIVE:
             raise Conflict(f"{stored.id} is {stored.status}, so it cannot {request}")
-        elif stored.kind is not JobKind.TRAINING and request is not JobRequest.CANCEL:
-            raise Conflict(f"{stored.id} is a job of kind {stored.kind}, and only training can {request}")
+        elif stored.kind not in KEEPS_ITS_WORK and request is not JobRequest.CANCEL:
+            kinds = " and ".join(KEEPS_ITS_WORK)
+            raise Conflict(f"{stored.id} is a job of kind {stored.kind}, and only {kinds} can {request}")
         else:
             stored.request = request
 
     stored = workbench.jobs.change(job.id, note)
-    if stored.request is request and stored.kind is JobKind.TRAINING:
+    if stored.request is request and stored.kind in KEEPS_ITS_WORK:
         write_request(workbench.path(stored.folder), request)
     return stored
 
 
 def queue_again(workbench: Workbench, job: Job) -> Job:
-    """Let a worker go on with a stopped training job from its last checkpoint. Raises `Conflict` saying why not."""
+    """Let a worker go on with a stopped job from what it has saved. Raises `Conflict` saying why not."""
 
     def note(stored: Job) -> None:
-        resumable(stored)
-        (workbench.path(stored.folder) / ERROR).unlink(
-            missing_ok=True
-        )  # else a worker that dies now leaves it standing
+        resumable(stored, *sorted(KEEPS_ITS_WORK))
+        (workbench.path(stored.folder) / ERROR).unlink(missing_ok=True)  # it would be taken for the next engine's
         stored.status, stored.auto_resume = JobStatus.QUEUED, True
         stored.tries, stored.request, stored.completed_at = 0, None, None
         stored.reason = stored.reason_code = None
@@ -251,12 +261,14 @@ def queue_again(workbench: Workbench, job: Job) -> Job:
     return workbench.jobs.change(job.id, note)
 
 
-def resumable(job: Job) -> Job:
-    """The job, if it can go on; raises `Conflict` saying why not."""
-    if job.kind is not JobKind.TRAINING:
-        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can go on from a checkpoint")
+def resumable(job: Job, *kinds: JobKind) -> Job:
+    """The job, if it is of one of the kinds and can go on; raises `Conflict` saying why not."""
+    if job.kind not in kinds:
+        raise Conflict(
+            f"{job.id} is a job of kind {job.kind}, and not of kind {' or '.join(kinds)}, which goes on here"
+        )
     if job.status is JobStatus.COMPLETED:
-        raise Conflict(f"{job.id} is completed, there is nothing left to do", hint="train again with another --name")
+        raise Conflict(f"{job.id} is completed, there is nothing left to do", hint="start again with another --name")
     if job.status is JobStatus.QUEUED:
         raise Conflict(f"{job.id} is queued already", hint="lorasmith worker runs what is queued")
     if job.status not in STOPPED:

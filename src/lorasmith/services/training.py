@@ -182,4 +182,4 @@ def train(workbench: Workbench, job: Job, watch: Watch) -> Adapter:
 
 
 def resume_training(workbench: Workbench, name_or_id: str, watch: Watch) -> Adapter:
-    return train(workbench, resumable(show_job(workbench, name_or_id)), watch)
+    return train(workbench, resumable(show_job(workbench, name_or_id), JobKind.TRAINING), watch)

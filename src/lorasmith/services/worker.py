@@ -14,7 +14,7 @@ from lorasmith.files import folder_size_bytes
 from lorasmith.jobs.folder import EventReader, newest_checkpoint_name, note_kill, write_error
 from lorasmith.jobs.leases import LeaseKeeper, holder
 from lorasmith.jobs.processes import EngineProcess, engine_runs
-from lorasmith.schemas.jobs import Event, Job, JobError, JobKind, JobRequest, JobStatus
+from lorasmith.schemas.jobs import KEEPS_ITS_WORK, Event, Job, JobError, JobKind, JobRequest, JobStatus
 from lorasmith.services.jobs import RESTARTS, begin, conclude, count_restart, watch_phase
 from lorasmith.services.workbench import Workbench
 from lorasmith.store.leases import Lease
@@ -110,7 +110,7 @@ class Worker:
             return
         if running.asked_at is None:
             running.asked_at = time.monotonic()
-            if job.kind is not JobKind.TRAINING:
+            if job.kind not in KEEPS_ITS_WORK:
                 running.process.signal(signal.SIGTERM)
         elif time.monotonic() - running.asked_at > KILL_AFTER_S:
             running.process.kill()
