@@ -16,7 +16,8 @@ from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from lorasmith.cli.app import app
-from lorasmith.schemas.training import PRESETS, LoRASpec, TrainingSettings, TrainingSpec
+from lorasmith.schemas.training import LoRASpec, TrainingSettings, TrainingSpec
+from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import ServerSettings, Settings
 from tools.api_coverage import coverage_page

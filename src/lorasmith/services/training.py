@@ -10,7 +10,8 @@ from typing import Any
 from lorasmith.errors import Conflict, InvalidSpec, MissingExtra, did_you_mean
 from lorasmith.schemas.adapters import Adapter
 from lorasmith.schemas.jobs import ACTIVE, Job, JobKind, JobStatus
-from lorasmith.schemas.training import PRESETS, TrainingInputs, TrainingSpec
+from lorasmith.schemas.training import TrainingInputs, TrainingSpec
+from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.services.data import tokens_folder
 from lorasmith.services.data_sources import find_dataset
 from lorasmith.services.job_outcomes import adapter_of_job
