@@ -56,6 +56,19 @@ class Conflict(LorasmithError):
     code = "conflict"
 
 
+class LostLease(Conflict):
+    """Another process answers for the job now."""
+
+    code = "lost_lease"
+
+
+class Busy(LorasmithError):
+    """The database is held by another process."""
+
+    http_status = 503
+    code = "busy"
+
+
 class Unauthorized(LorasmithError):
     """The REST API was called without a valid token or session."""
 

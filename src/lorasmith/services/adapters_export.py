@@ -29,5 +29,12 @@ def export_adapter(workbench: Workbench, spec: ExportSpec, watch: Watch) -> Expo
         adapter_name=adapter.name,
         output=str(output),
     )
-    job = create_job(workbench, JobKind.EXPORT, f"{adapter.name} {spec.kind}", spec.model_dump(), inputs.model_dump())
+    job = create_job(
+        workbench,
+        JobKind.EXPORT,
+        f"{adapter.name} {spec.kind}",
+        spec.model_dump(),
+        inputs.model_dump(),
+        auto_resume=False,
+    )
     return ExportResult.model_validate(run_in_foreground(workbench, job, watch).result)

@@ -7,7 +7,8 @@ import shutil
 from lorasmith.errors import InvalidData, InvalidSpec, JobFailed
 from lorasmith.files import new_id
 from lorasmith.jobs.folder import EventReader, write_order
-from lorasmith.jobs.runner import follow, start_engine
+from lorasmith.jobs.processes import start_engine
+from lorasmith.jobs.runner import follow
 from lorasmith.schemas.estimation import MEASURING_S, MOST_MEASURING_S, Estimate, EstimateInputs
 from lorasmith.schemas.jobs import JobKind, JobOrder
 from lorasmith.schemas.training import TrainingSpec

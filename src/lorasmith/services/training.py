@@ -99,8 +99,8 @@ def alias_names(kind: Any) -> dict[str, str]:
     return names
 
 
-def start_training(workbench: Workbench, spec: TrainingSpec) -> Job:
-    """Resolve model and data, choose a free name, and create the job."""
+def start_training(workbench: Workbench, spec: TrainingSpec, **facts: Any) -> Job:
+    """Resolve model and data, choose a free name, and create the job. `facts` are further fields of `Job`."""
     model = resolve_model(workbench, spec.model)
     dataset = find_dataset(workbench, spec.data)
     if spec.name is not None and spec.name in workbench.adapters.names():
@@ -118,7 +118,7 @@ def start_training(workbench: Workbench, spec: TrainingSpec) -> Job:
         val_file=str(folder / "val.jsonl") if dataset.part_sizes.get("val") else None,
         adapter_name=name,
     )
-    return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump())
+    return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump(), **facts)
 
 
 def check_runnable(spec: TrainingSpec, dataset: str, validation_rows: int) -> None:

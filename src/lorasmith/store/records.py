@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import Engine, func, or_, select
 
 from lorasmith.errors import Conflict, NotFound, did_you_mean
-from lorasmith.store.database import Record, transaction
+from lorasmith.store.database import Record, reading, transaction
 
 Noun = TypeVar("Noun", bound=BaseModel)
 
@@ -38,8 +38,13 @@ class Table(Generic[Noun]):
                         f"there is already a {self.noun_name} named {identity.name!r}",
                         hint=f"choose another name, or remove {taken} first",
                     )
-            session.add(self.record(id=identity.id, name=identity.name, document=row.model_dump_json()))
+            session.add(self.record(**self.columns(row)))
         return row
+
+    def columns(self, row: Noun) -> dict[str, Any]:
+        """What a row's table holds of it."""
+        identity: Any = row
+        return {"id": identity.id, "name": identity.name, "document": row.model_dump_json()}
 
     def get(self, name_or_id: str) -> Noun | None:
         """The row with that id, or the newest with that name."""
@@ -49,7 +54,7 @@ class Table(Generic[Noun]):
             .order_by(self.record.id.desc())
             .limit(1)
         )
-        with transaction(self.engine) as session:
+        with reading(self.engine) as session:
             document = session.scalar(statement)
         return None if document is None else self.noun.model_validate_json(document)
 
@@ -66,7 +71,7 @@ class Table(Generic[Noun]):
 
     def list(self) -> list[Noun]:
         """All rows, oldest first."""
-        with transaction(self.engine) as session:
+        with reading(self.engine) as session:
             documents = session.scalars(select(self.record.document).order_by(self.record.id)).all()
         return [self.noun.model_validate_json(document) for document in documents]
 
@@ -80,11 +85,11 @@ class Table(Generic[Noun]):
             statement = statement.where(self.record.id < before)
         for field, value in (where or {}).items():
             statement = statement.where(func.json_extract(self.record.document, f"$.{field}") == value)
-        with transaction(self.engine) as session:
+        with reading(self.engine) as session:
             return [self.noun.model_validate_json(document) for document in session.scalars(statement)]
 
     def names(self) -> set[str]:
-        with transaction(self.engine) as session:
+        with reading(self.engine) as session:
             return set(session.scalars(select(self.record.name)))
 
     def replace(self, row: Noun) -> Noun:
@@ -99,9 +104,12 @@ class Table(Generic[Noun]):
             stored = session.get(self.record, identity.id)
             if stored is None:
                 raise NotFound(f"{self.noun_name} {identity.id} has been removed")
-            stored.name = identity.name
-            stored.document = row.model_dump_json()
+            self.write(stored, row)
         return row
+
+    def write(self, stored: Record, row: Noun) -> None:
+        for column, value in self.columns(row).items():
+            setattr(stored, column, value)
 
     def remove(self, row_id: str) -> None:
         with transaction(self.engine) as session:
