@@ -15,25 +15,41 @@ from lorasmith.api.credentials import Attempts, Credentials, Password
 from lorasmith.api.feeds import Feeds
 from lorasmith.api.openapi import OPENAPI_PATH, describe
 from lorasmith.api.problems import show_problems
-from lorasmith.api.routes import data, system, training
+from lorasmith.api.routes import adapters, data, estimation, models, presets, system, training, uploads
 from lorasmith.api.security import Door
+from lorasmith.services.access import server_folder
+from lorasmith.services.upload_imports import Importer
 from lorasmith.services.workbench import Workbench
 from lorasmith.services.worker import Worker
 from lorasmith.settings import ServerSettings
+from lorasmith.store.replies import Replies
 
 log = logging.getLogger(__name__)
 
-ROUTERS = (system.router, data.router, training.router)
+ROUTERS = (
+    system.router,
+    uploads.router,
+    uploads.parts_router,
+    data.router,
+    training.router,
+    adapters.router,
+    models.router,
+    presets.router,
+    estimation.router,
+)
 
 
 def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     """The application of one home folder."""
+    importer = Importer(workbench)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         looking = asyncio.create_task(app.state.feeds.run())
+        importer.begin()
         with own_worker(workbench, settings):
             yield
+        importer.stop()
         looking.cancel()
 
     app = FastAPI(
@@ -50,6 +66,8 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     app.state.workbench = workbench
     app.state.feeds = Feeds(workbench)
     app.state.settings = settings
+    app.state.importer = importer
+    app.state.replies = Replies(server_folder(workbench.home) / "replies.sqlite")
     app.state.credentials = credentials
     app.state.password = Password(settings.password)
     app.state.logins = Attempts(most=10, window_s=300)

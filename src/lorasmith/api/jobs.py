@@ -8,7 +8,8 @@ from typing import Any
 from lorasmith.files import folder_size_bytes
 from lorasmith.jobs.events import newest
 from lorasmith.jobs.folder import EVENTS
-from lorasmith.schemas.api_training import CheckpointResource, JobResource, QLoRAConfig
+from lorasmith.schemas.api_jobs import CheckpointResource, JobResource
+from lorasmith.schemas.api_training import QLoRAConfigRequest
 from lorasmith.schemas.jobs import Job, JobKind, JobStatus
 from lorasmith.services.workbench import Workbench
 
@@ -72,27 +73,15 @@ def standing(workbench: Workbench, job: Job) -> dict[str, Any]:
     }
 
 
-def qlora_config(training: dict[str, Any]) -> QLoRAConfig:
+def qlora_config(training: dict[str, Any]) -> QLoRAConfigRequest:
     quantization = training["quantization"]
-    return QLoRAConfig(
+    return QLoRAConfigRequest(
         enabled=quantization != "none",
         bits=8 if quantization == "int8" else 4,
         quant_type="fp4" if quantization == "fp4" else "nf4",
         double_quant=training["double_quantization"],
         compute_dtype={"bf16": "bfloat16", "fp32": "float32"}.get(training["precision"]),
     )
-
-
-def quantization_fields(config: QLoRAConfig) -> dict[str, Any]:
-    """The training fields that a seed's `qlora_config` stands for."""
-    if config.enabled == "auto":
-        return {}
-    fields: dict[str, Any] = {"quantization": "none", "double_quantization": config.double_quant}
-    if config.enabled:
-        fields["quantization"] = "int8" if config.bits == 8 else config.quant_type
-    if config.compute_dtype is not None:
-        fields["precision"] = {"bfloat16": "bf16", "float32": "fp32"}[config.compute_dtype]
-    return fields
 
 
 def checkpoints(workbench: Workbench, job: Job) -> list[CheckpointResource]:

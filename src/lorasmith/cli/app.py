@@ -93,9 +93,9 @@ app.add_typer(adapters.export_app, name="export")
 app.command("test")(serving.test)
 app.command("chat")(serving.chat)
 app.add_typer(jobs.app, name="jobs")
-app.command("worker")(worker.worker)
 app.command("serve")(server.serve)
 app.command("api-token")(server.show_token)
+app.command("worker")(worker.worker)
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,137 +1,131 @@
-"""Training jobs as the REST API shows them and takes them."""
+"""Training runs as the REST API takes them: the workbench design's sections and names, mapped to a `TrainingSpec`."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lorasmith.schemas.jobs import JobKind, JobStatus
+from lorasmith.schemas.estimation import MOST_MEASURING_S, Estimate
+from lorasmith.schemas.jobs import JobStatus
+from lorasmith.schemas.training import LoRASpec, TrainingSettings
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-EXAMPLE_JOB = "job_01JD0000000000000000000000"
+PRESET_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
-class QLoRAConfig(BaseModel):
-    """How the frozen base is stored while training."""
+class LoRAConfigRequest(LoRASpec):
+    """Low-rank adaptation. Absent fields are those of the preset."""
+
+    bias: Literal["none"] = Field("none", description="Biases are not trained.")
+
+
+class TrainingConfigRequest(TrainingSettings):
+    """Steps, batches and rates. Absent fields are those of the preset."""
+
+    bf16: bool | None = Field(None, description="true is `precision: bf16`, false is `precision: fp32`.")
+    fp16: Literal[False] | None = Field(None, description="There is no training in fp16 on a CPU; take bf16.")
+
+    @model_validator(mode="after")
+    def one_precision(self) -> TrainingConfigRequest:
+        if self.bf16 is not None and "precision" in self.model_fields_set:
+            raise ValueError("give either precision or bf16")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """Fields of `TrainingSettings` that were given."""
+        given = self.model_dump(exclude_unset=True, exclude={"bf16", "fp16"})
+        if self.bf16 is not None:
+            given["precision"] = "bf16" if self.bf16 else "fp32"
+        return given
+
+
+class QLoRAConfigRequest(BaseModel):
+    """The base in 4 or 8 bits while training."""
 
     model_config = ConfigDict(extra="forbid")
 
-    enabled: bool | Literal["auto"] = Field("auto", description="auto: off on a CPU unless the preset says otherwise.")
+    enabled: bool = True
     bits: Literal[4, 8] = 4
     quant_type: Literal["nf4", "fp4"] = "nf4"
     double_quant: bool = True
-    compute_dtype: Literal["bfloat16", "float32"] | None = Field(
-        None, description="null: what the CPU multiplies fastest."
-    )
+    compute_dtype: Literal["bfloat16", "float32"] | None = Field(None, description="Absent: as `precision` says.")
+
+    def settings(self) -> dict[str, Any]:
+        if not self.enabled:
+            return {"quantization": "none"}
+        given: dict[str, Any] = {"quantization": "int8" if self.bits == 8 else self.quant_type}
+        given["double_quantization"] = self.double_quant
+        if self.compute_dtype is not None:
+            given["precision"] = {"bfloat16": "bf16", "float32": "fp32"}[self.compute_dtype]
+        return given
 
 
-class JobCreate(BaseModel):
-    """A training run to queue. What is absent comes from the preset."""
+class RunRequest(BaseModel):
+    """What is trained on what, and how: a preset and what differs from it."""
 
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    base_model: str = Field(max_length=200, description="`starter`, an added model by name or id, or a hub id.")
+    dataset_id: str = Field(max_length=200, description="A stored dataset by id or name, or a built-in one.")
+    preset: str = Field("balanced", pattern=PRESET_NAME)
+    template: Literal["chatml", "plain"] | None = Field(None, description="For a base without a chat template.")
+    lora_config: LoRAConfigRequest | None = None
+    training_config: TrainingConfigRequest | None = None
+    qlora_config: QLoRAConfigRequest | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What was given, as fields of a `TrainingSpec`."""
+        training = self.training_config.settings() if self.training_config else {}
+        training |= self.qlora_config.settings() if self.qlora_config else {}
+        lora = self.lora_config.model_dump(exclude_unset=True, exclude={"bias"}) if self.lora_config else {}
+        values: dict[str, Any] = {"model": self.base_model, "data": self.dataset_id, "preset": self.preset}
+        if self.template is not None:
+            values["template"] = self.template
+        return {**values, "lora": lora, "training": training}
+
+
+class EstimateRequest(RunRequest):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            "examples": [
-                {
-                    "name": "support-lora",
-                    "base_model": "starter",
-                    "dataset_id": "dataset_01JD0000000000000000000000",
-                    "lora_config": {"rank": 16, "alpha": 32},
-                    "training_config": {"num_epochs": 1, "learning_rate": 0.0002},
-                }
-            ]
+            "examples": [{"base_model": "starter", "dataset_id": "signatures", "preset": "tiny", "measuring_s": 5}]
         },
     )
 
-    name: str | None = Field(None, pattern=NAME, description="Of the adapter; made from model and data when absent.")
-    description: str | None = Field(None, max_length=2000)
-    base_model: str = Field(max_length=200, description="`starter`, a registered name or a Hugging Face id.")
-    dataset_id: str = Field(max_length=200, description="Id or name of a dataset.")
-    preset: str = Field("balanced", max_length=64, description="Values to start from.")
-    template: str | None = Field(None, max_length=64, description="Chat template for a base without one.")
-    lora_config: dict[str, Any] = Field(default_factory=dict, description="Fields of `lora` in the training reference.")
-    training_config: dict[str, Any] = Field(
-        default_factory=dict, description="Fields of `training` in the training reference."
-    )
-    qlora_config: QLoRAConfig | None = None
-    priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
-    cores: int | None = Field(None, ge=1, le=1024, description="CPU cores that it may use; null: all.")
+    measuring_s: float = Field(20, gt=0, le=MOST_MEASURING_S, description="Seconds of measuring, at most.")
 
 
-class JobClone(BaseModel):
-    """What a copy has of its own; the rest is the other job's."""
+class EstimateResource(BaseModel):
+    """An estimate on its way or done."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"training_config": {"num_epochs": 5}}]})
-
-    name: str | None = Field(None, pattern=NAME)
-    description: str | None = Field(None, max_length=2000)
-    lora_config: dict[str, Any] = Field(default_factory=dict)
-    training_config: dict[str, Any] = Field(default_factory=dict)
-    priority: int = Field(0, ge=-100, le=100)
-    cores: int | None = Field(None, ge=1, le=1024)
-
-
-class JobResource(BaseModel):
-    """A job. `reason_code` is stable and says why it is in its status; `progress` is percent."""
-
-    id: str = Field(examples=[EXAMPLE_JOB])
-    kind: JobKind
-    name: str
-    description: str | None
-    base_model: str | None
-    dataset_id: str | None
-    lora_config: dict[str, Any]
-    training_config: dict[str, Any]
-    qlora_config: QLoRAConfig | None
+    id: str = Field(examples=["job_01JD0000000000000000000000"], description="Of the job that measures.")
     status: JobStatus
-    reason_code: str | None
-    priority: int
-    cores: int | None
-    progress: float = Field(ge=0, le=100)
-    current_step: int
-    total_steps: int
-    current_loss: float | None = Field(description="Nats per trained token, mean of the last log interval.")
-    best_loss: float | None = Field(description="Of the validation part.")
-    metrics: dict[str, Any]
-    adapter_id: str | None
-    adapter_path: str | None = Field(description="Relative to the home folder.")
-    result: dict[str, Any] | None = Field(description="Of jobs that do not train.")
+    estimate: Estimate | None = Field(description="null until it is completed.")
     created_at: datetime
-    started_at: datetime | None
     completed_at: datetime | None
     error: str | None
 
 
-class MetricPoint(BaseModel):
-    """A step or an evaluation; `seq` numbers all events of the job."""
+class PresetResource(BaseModel):
+    """Values that a run starts from; what a preset leaves out has the defaults of a run."""
 
-    seq: int
-    time: datetime
-    type: Literal["step", "evaluation"]
-    data: dict[str, Any]
-
-
-class LogLine(BaseModel):
-    """A line of what the engine process wrote; `offset` is where it ends, in bytes."""
-
-    offset: int
-    text: str
+    id: str = Field(examples=["balanced"])
+    name: str = Field(examples=["balanced"])
+    built_in: bool
+    lora_config: dict[str, Any] = Field(examples=[{"rank": 32, "alpha": 64}])
+    training_config: dict[str, Any] = Field(examples=[{"learning_rate": 2e-4, "num_epochs": 3}])
+    problem: str | None = Field(None, description="Why a file in `presets/` cannot be used.")
 
 
-class MetricPage(BaseModel):
-    data: list[MetricPoint]
-    next_cursor: int | None = Field(description="`seq` of the last point; null on the last page.")
+class PresetRequest(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"name": "careful", "lora_config": {"rank": 16}, "training_config": {"learning_rate": 5e-5}}]
+        },
+    )
 
-
-class LogPage(BaseModel):
-    data: list[LogLine]
-    next_cursor: int | None = Field(description="Where the next line begins, in bytes; null on the last page.")
-
-
-class CheckpointResource(BaseModel):
-    id: str = Field(examples=["step-000120"])
-    step: int
-    size_bytes: int
-    created_at: datetime
+    name: str = Field(pattern=PRESET_NAME)
+    lora_config: LoRAConfigRequest | None = None
+    training_config: TrainingConfigRequest | None = None

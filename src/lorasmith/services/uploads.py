@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidData, LorasmithError, NotFound
@@ -18,9 +20,10 @@ from lorasmith.services.data_progress import Progress
 from lorasmith.services.names import check_model_name
 from lorasmith.services.workbench import Workbench
 
-UPLOADS, STATE = "uploads", "upload.json"
+UPLOADS, STATE, DONE = "uploads", "upload.json", "imported.json"
 KEPT_FREE_BYTES = 100 * 1024**2  # for rows and logs, whatever is uploaded
 LONGEST_FILE_NAME = 255  # characters that are kept of what the sender calls it
+STALE_AFTER = timedelta(days=7)
 NAMES = threading.Lock()  # two uploads at once do not take one name
 
 
@@ -91,15 +94,15 @@ def save(workbench: Workbench, upload: Upload) -> Upload:
 def list_uploads(workbench: Workbench) -> list[Upload]:
     """Those of which no dataset has come yet."""
     found = sorted(workbench.path(UPLOADS).glob(f"dataset_*/{STATE}"))
-    uploads = [Upload.model_validate(read_json(path)) for path in found]
-    return [upload for upload in uploads if upload.status is not DatasetStatus.READY]
+    return [Upload.model_validate(read_json(path)) for path in found]
 
 
 def find_upload(workbench: Workbench, upload_id: str) -> Upload | None:
     if not upload_id.startswith("dataset_") or not upload_id.removeprefix("dataset_").isalnum():
         return None
-    path = workbench.path(UPLOADS) / upload_id / STATE
-    return Upload.model_validate(read_json(path)) if path.is_file() else None
+    folder = workbench.path(UPLOADS) / upload_id
+    path = next((folder / name for name in (STATE, DONE) if (folder / name).is_file()), None)
+    return None if path is None else Upload.model_validate(read_json(path))
 
 
 def require_upload(workbench: Workbench, upload_id: str) -> Upload:
@@ -112,6 +115,11 @@ def require_upload(workbench: Workbench, upload_id: str) -> Upload:
 def received_bytes(workbench: Workbench, upload: Upload) -> int:
     path = workbench.path(upload.content)
     return path.stat().st_size if path.exists() else 0
+
+
+def cut_back(workbench: Workbench, upload: Upload, size_bytes: int) -> None:
+    """Forget what came behind that length."""
+    os.truncate(workbench.path(upload.content), size_bytes)
 
 
 def finish_upload(workbench: Workbench, upload: Upload, sha256: str | None = None) -> Upload:
@@ -162,6 +170,8 @@ def import_upload(workbench: Workbench, upload: Upload, is_stopping: Callable[[]
     else:
         upload.status = DatasetStatus.READY
         save(workbench, upload)
+        state = workbench.path(upload.folder) / STATE
+        state.replace(state.with_name(DONE))  # lists do not read it any more
         return dataset
     finally:
         if upload.problem is not None:
@@ -169,6 +179,15 @@ def import_upload(workbench: Workbench, upload: Upload, is_stopping: Callable[[]
             save(workbench, upload)
             path.unlink(missing_ok=True)
     return None
+
+
+def remove_stale_uploads(workbench: Workbench) -> None:
+    """Remove what has been begun and not gone on with for `STALE_AFTER`."""
+    for upload in list_uploads(workbench):
+        content = workbench.path(upload.content)
+        changed = datetime.fromtimestamp(content.stat().st_mtime, UTC) if content.exists() else upload.updated_at
+        if upload.status is DatasetStatus.UPLOADING and now() - changed > STALE_AFTER:
+            remove_upload(workbench, upload)
 
 
 def remove_upload(workbench: Workbench, upload: Upload) -> None:

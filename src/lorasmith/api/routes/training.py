@@ -12,13 +12,13 @@ from lorasmith.api import jobs as views
 from lorasmith.api import streams
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.feeds import Feeds
-from lorasmith.api.names import check_dataset, check_model
+from lorasmith.api.idempotency import IdempotentRoute
 from lorasmith.api.paging import Cursor, Limit, page_of
 from lorasmith.jobs.events import events_after
 from lorasmith.jobs.folder import EVENTS, LOG
 from lorasmith.jobs.log import lines_after
 from lorasmith.schemas.api import Page
-from lorasmith.schemas.api_training import (
+from lorasmith.schemas.api_jobs import (
     CheckpointResource,
     JobClone,
     JobCreate,
@@ -29,10 +29,11 @@ from lorasmith.schemas.api_training import (
 )
 from lorasmith.schemas.jobs import Job, JobKind, JobRequest, JobStatus
 from lorasmith.services.jobs import ask, queue_again
+from lorasmith.services.names import check_dataset_name, check_model_name
 from lorasmith.services.training import build_spec, clone_training, start_training
 
 PREFIX = "/api/v1/finetune"
-router = APIRouter(prefix=PREFIX, tags=["jobs"])
+router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=IdempotentRoute)
 
 JobId = Annotated[str, Path(description="Id of a job.", pattern=r"^job_[0-9A-Z]{26}$")]
 After = Annotated[int, Query(alias="cursor", ge=0, lt=2**53, description="`next_cursor` of the page before.")]
@@ -51,13 +52,9 @@ def required(workbench: CurrentWorkbench, job_id: str) -> Job:
 @router.post("/jobs", status_code=202)
 def create_job(workbench: CurrentWorkbench, asked: JobCreate, response: Response) -> JobResource:
     """Queue a training run"""
-    check_model(workbench, asked.base_model)
-    check_dataset(workbench, asked.dataset_id)
-    training = {**asked.training_config}
-    if asked.qlora_config is not None:
-        training |= views.quantization_fields(asked.qlora_config)
-    flags: dict[str, Any] = {"name": asked.name, "preset": asked.preset, "template": asked.template}
-    flags |= {"model": asked.base_model, "data": asked.dataset_id, "lora": asked.lora_config, "training": training}
+    check_model_name(workbench, asked.base_model)
+    check_dataset_name(workbench, asked.dataset_id)
+    flags = {**asked.fields(), "name": asked.name}
     spec = build_spec(flags, home=workbench.home)
     facts = {"description": asked.description, "priority": asked.priority, "cores": asked.cores}
     return accepted(workbench, start_training(workbench, spec, **facts), response)
@@ -111,7 +108,9 @@ def resume_job(workbench: CurrentWorkbench, job_id: JobId, response: Response) -
 @router.post("/jobs/{job_id}/clone", status_code=202)
 def clone_job(workbench: CurrentWorkbench, job_id: JobId, asked: JobClone, response: Response) -> JobResource:
     """Queue a copy of a training run, with some fields changed"""
-    changes = {"lora": asked.lora_config, "training": asked.training_config, "name": asked.name}
+    lora = asked.lora_config.model_dump(exclude_unset=True, exclude={"bias"}) if asked.lora_config else {}
+    training = asked.training_config.settings() if asked.training_config else {}
+    changes = {"lora": lora, "training": training, "name": asked.name}
     facts = {"description": asked.description, "priority": asked.priority, "cores": asked.cores}
     copy = clone_training(workbench, required(workbench, job_id), changes, **facts)
     return accepted(workbench, copy, response)
