@@ -15,7 +15,8 @@ from lorasmith.api.credentials import Attempts, Credentials, Password
 from lorasmith.api.feeds import Feeds
 from lorasmith.api.openapi import OPENAPI_PATH, describe
 from lorasmith.api.problems import show_problems
-from lorasmith.api.routes import adapters, data, estimation, models, presets, system, training, uploads
+from lorasmith.api.retries import Retries
+from lorasmith.api.routes import adapters, data, estimation, models, openai, presets, system, training, uploads
 from lorasmith.api.security import Door
 from lorasmith.services.access import server_folder
 from lorasmith.services.upload_imports import Importer
@@ -36,6 +37,7 @@ ROUTERS = (
     models.router,
     presets.router,
     estimation.router,
+    openai.router,
 )
 
 
@@ -67,6 +69,7 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     app.state.feeds = Feeds(workbench)
     app.state.settings = settings
     app.state.importer = importer
+    app.state.retries = Retries()
     app.state.replies = Replies(server_folder(workbench.home) / "replies.sqlite")
     app.state.credentials = credentials
     app.state.password = Password(settings.password)
