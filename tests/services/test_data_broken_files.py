@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from lorasmith.errors import LorasmithError
-from lorasmith.schemas.data import DataImportSpec
-from lorasmith.services.data import list_datasets
+from lorasmith.schemas.data import DataImportSpec, Fate
+from lorasmith.services.data import ledger_lines, list_datasets
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
-from tests.services.broken_files import GOOD, broken_files
+from tests.services.broken_files import CHAT, GOOD, broken_files
 
 FILES = dict(broken_files())
 
@@ -57,6 +57,17 @@ def test_names_with_bidi_marks_and_line_breaks_are_files_like_others(shared: Wor
     path = tmp_path / "\u202egpj.\n\u2066.jsonl"
     path.write_bytes(GOOD)
     assert import_dataset(shared, path, DataImportSpec(name="bidi")).num_examples == 1
+
+
+def test_a_key_with_half_a_surrogate_pair_inside_a_text_is_told_in_words_that_can_be_stored(
+    shared: Workbench, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"  # found by fuzzing: the reader checks keys, JSON inside a text has keys of its own
+    path.write_bytes(CHAT + CHAT.replace(b'"messages"', rb'"tools": "[{\"na\\ud800me\": 1}]", "messages"'))
+    dataset = import_dataset(shared, path, DataImportSpec(name="surrogate", max_rejected_share=0.5))
+    (rejected,) = ledger_lines(shared, dataset.name, Fate.REJECTED)
+    assert rejected.reason is not None
+    assert rejected.reason.startswith(r"field `tools[0]`: found an object with na\ud800me, expected an object")
 
 
 IMPORT = """
