@@ -29,7 +29,8 @@ def duplicates(
         typer.Option("--threshold", help="Similarity of near duplicates, 0.4 to 1; of --semantic a cosine from 0.5"),
     ] = 0.8,
     semantic: Annotated[
-        bool, typer.Option("--semantic", help="Pairs in other words' order or form, for a person to decide on")
+        bool,
+        typer.Option("--semantic", help="Pairs with their words in another order or form, for a person to decide on"),
     ] = False,
     key: Annotated[str, typer.Option("--key", help="What is compared: whole, instruction or answer")] = "whole",
     as_json: AsJson = False,
