@@ -62,7 +62,7 @@ def test_every_printing_command_speaks_json(home: Path) -> None:
     assert len(json.loads(run(home, "preview", "support", "-n", "2", "--json").stdout)) == 2
     assert len(json.loads(run(home, "ledger", "support", "--json").stdout)) == 12
     assert json.loads(run(home, "ledger", "support", "--fate", "rejected", "--json").stdout) == []
-    assert json.loads(run(home, "rm", "support", "--yes", "--json").stdout) == {"removed": imported["id"]}
+    assert json.loads(run(home, "rm", "support", "--yes", "--json").stdout) == {"removed": [imported["id"]]}
 
 
 def test_list_show_preview_and_ledger_print_for_a_reader(home: Path) -> None:

@@ -122,6 +122,12 @@ def known_finding(text: str | None, option: str = "--flag") -> FindingName | Non
     return cast("FindingName | None", text)
 
 
+def known_stratum(text: str | None) -> str | None:
+    if text is not None:
+        one_of("--stratify", text, ("label", "none"))
+    return None if text == "none" else text
+
+
 def known_format(text: str) -> DatasetFormat:
     from lorasmith.schemas.data import DatasetFormat
 

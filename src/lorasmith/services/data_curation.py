@@ -1,8 +1,6 @@
 """One pass over a source: each row checked and converted, with one ledger line; then parts, in a second pass.
 
-Both passes hold one row in memory; what all rows leave behind is in the index and in two files of the working folder.
-Where near duplicates are taken out, a pass between them does it; its index takes about 1 KB a row on the disk, and it
-holds a few numbers a row in memory.
+Reading holds one row in memory; what all rows leave behind is in the index and in two files of the working folder.
 """
 
 from __future__ import annotations
@@ -12,18 +10,17 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from lorasmith.errors import InvalidData, InvalidSpec
+from lorasmith.errors import InvalidData
 from lorasmith.files import disk_errors
 from lorasmith.schemas.data import (
     PARTS,
     DataPreparationSpec,
-    DatasetFormat,
     Detection,
     Example,
     Fate,
@@ -33,21 +30,23 @@ from lorasmith.schemas.data import (
 )
 from lorasmith.services.data_checks import ContextCheck, LanguageCheck, check_lengths, check_texts
 from lorasmith.services.data_conversion import convert, duplicate_digest, explicit_part, ignored_fields
+from lorasmith.services.data_decision import check_decision, decide_rows, fate_counts
 from lorasmith.services.data_detection import detect_source, first_rows
 from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.data_mapping import apply_mapping
 from lorasmith.services.data_mending import mended
-from lorasmith.services.data_parts import LEDGER, lines, write_parts
+from lorasmith.services.data_parts import LEDGER, ReadRows, lines
 from lorasmith.services.data_progress import REPORT_EVERY_ROWS, Progress, Report, silent
 from lorasmith.services.data_reading import Source
 from lorasmith.services.data_rows import BrokenRow, RawRow
-from lorasmith.services.data_split import assign_parts, group_position
+from lorasmith.services.data_split import group_position
 from lorasmith.services.data_turns import BadRow
 
 SHOWN_FINDINGS = 3
 COMMIT_EVERY_S = 5.0
 ROWS = "rows.jsonl"
 INDEX = "index.sqlite"
+SEARCH = "near-duplicates"
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,6 @@ class CuratedData:
 
     def part_sizes(self) -> dict[Part, int]:
         return {part: len(self.parts[part]) for part in PARTS}
-
-
-def fate_counts(counts: Mapping[Any, int]) -> dict[Fate, int]:
-    """In the order of `Fate`, those that a reader always looks for and those that occur."""
-    always = (Fate.KEPT, Fate.EXACT_DUPLICATE, Fate.REJECTED)
-    return {fate: counts.get(fate, 0) for fate in Fate if fate in always or counts.get(fate, 0)}
 
 
 def curate(path: Path, spec: DataPreparationSpec) -> CuratedData:
@@ -124,6 +117,7 @@ class Curation:
         self.context = context
         self.language = LanguageCheck(spec.languages) if spec.languages else None
         self.index = ImportIndex(folder / INDEX)
+        self.search_index = folder / SEARCH
         self.row_file = (folder / ROWS).open("ab")
         self.ledger_file = (folder / LEDGER).open("ab")
         state = self.index.state()
@@ -207,17 +201,9 @@ class Curation:
         if self.found_format is None:
             head = first_rows(rows)
             self.found_format = detect_source(self.source, head, self.spec)
-            self.check_near_duplicates(self.found_format.format)
+            check_decision(self.spec, self.found_format.format, str(self.source.path))
             rows = chain(head, rows)
         yield from rows
-
-    def check_near_duplicates(self, format: DatasetFormat) -> None:
-        if self.spec.near_duplicates is not None and format.kind != "sft":
-            raise InvalidSpec(
-                f"near duplicates are taken out of rows with one answer, and the rows of {self.source.path} ({format}) "
-                "say which of two answers is wanted: similar rows may say the opposite",
-                hint="leave --near-duplicates out; lorasmith data duplicates NAME shows what is similar",
-            )
 
     def take(self, row: RawRow | BrokenRow) -> None:
         """The fate of one row."""
@@ -270,7 +256,7 @@ class Curation:
             row,
             Fate.CHANGED if changes else Fate.KEPT,
             example_id=example.id,
-            part=part,
+            asked_part=part,
             flags=findings or None,
             **details,
         )
@@ -332,23 +318,19 @@ class Curation:
 
     def write(self, folder: Path, report: Report = silent) -> dict[str, Any]:
         """The parts and the whole ledger into `folder`; returns the statistics of the rows that stay."""
-        rows, ledger = Path(self.row_file.name), Path(self.ledger_file.name)
-        if self.spec.near_duplicates is not None:
-            from lorasmith.services.data_near_duplicates import sift  # it imports numpy
+        decided = decide_rows(folder, self.read_rows(), self.spec, self.search_index, report)
+        self.fates, self.part_sizes = decided.fates, decided.part_sizes
+        return decided.statistics
 
-            sifted = sift(rows, ledger, self.index, self.spec.near_duplicates, self.spec.salt, report)
-            rows, ledger, self.pinned = sifted.rows, sifted.ledger, sifted.pinned
-            self.fates.update(sifted.fates)
-            self.findings -= sifted.findings_gone
-        note = assign_parts(self.index, self.pinned, self.spec)
-        statistics = write_parts(folder, rows, ledger, self.index, self.rows, report)
-        result = statistics.result()
-        result["ignored_fields"] = dict(self.ignored.most_common())
-        if self.findings:
-            result["flags"] = dict(self.findings.most_common())
-        if self.languages:
-            result["languages"] = dict(self.languages.most_common())
-        if note:
-            result["split_note"] = note
-        self.part_sizes = statistics.part_sizes()
-        return result
+    def read_rows(self) -> ReadRows:
+        return ReadRows(
+            rows=Path(self.row_file.name),
+            ledger=Path(self.ledger_file.name),
+            index=self.index,
+            num_rows=self.rows,
+            fates=self.fates,
+            findings=self.findings,
+            pinned=self.pinned,
+            ignored=dict(self.ignored.most_common()),
+            languages=dict(self.languages.most_common()),
+        )

@@ -14,7 +14,7 @@ from lorasmith.services.data_mapping import mapping_option, suggest_mapping
 from lorasmith.services.data_preferences import truth_of
 
 SHOWN_COLUMNS = 30
-ROW_FIELDS = ("group", "split", "source")  # optional in rows of every format
+ROW_FIELDS = ("group", "split", "source", "made_by")  # optional in rows of every format
 
 
 @dataclass(frozen=True)

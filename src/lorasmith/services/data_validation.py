@@ -14,7 +14,8 @@ from lorasmith.files import verify_manifest
 from lorasmith.schemas.data import PARTS, DataPreparationSpec, Dataset, Detection, FindingName, LedgerLine
 from lorasmith.schemas.validation import RowFinding, Validation
 from lorasmith.services.data import part_path, read_examples
-from lorasmith.services.data_curation import Curation, fate_counts
+from lorasmith.services.data_curation import Curation
+from lorasmith.services.data_decision import fate_counts
 from lorasmith.services.data_detection import DETECTION_ROWS, check_limits
 from lorasmith.services.data_files import SourceFile
 from lorasmith.services.data_import import open_context
@@ -22,6 +23,7 @@ from lorasmith.services.data_progress import Report, silent
 from lorasmith.services.data_reading import Source
 from lorasmith.services.data_rows import RawRow
 from lorasmith.services.data_split import assign_parts
+from lorasmith.services.data_versions import find_version
 from lorasmith.services.data_writing import own_row
 from lorasmith.starter.location import DATASETS, starter_dataset
 
@@ -54,7 +56,7 @@ def validate_data(
             found(RowFinding(**where, **one.model_dump()))
 
     context = open_context(workbench, spec.tokenizer) if spec.tokenizer else None
-    dataset = workbench.datasets.get(source)
+    dataset = find_version(workbench, source)
     opened = open_stored(workbench, dataset, spec) if dataset else Source.open(path_of(source), spec.encoding)
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -22,6 +22,7 @@ from lorasmith.services.data_reading import Source
 from lorasmith.services.data_rows import BrokenRow, RawRow
 from lorasmith.services.data_sources import named_dataset
 from lorasmith.services.data_turns import BadRow
+from lorasmith.services.data_versions import find_version
 from lorasmith.starter.location import DATASETS
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def examples_of(
 ) -> Iterator[tuple[Example, Row]]:
     """Of a dataset with part and group, or of a file, with its columns mapped."""
     path = Path(source).expanduser()
-    if workbench.datasets.get(source) is None and source not in DATASETS and path.exists():
+    if find_version(workbench, source) is None and source not in DATASETS and path.exists():
         spec = DataPreparationSpec(column_map=dict(column_map or {}))
         yield from ((example, {}) for example in examples_of_file(path, spec))
         return
