@@ -21,7 +21,7 @@ from typing import Any
 from lorasmith.errors import LorasmithError
 from lorasmith.files import verify_manifest
 from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, DatasetFormat, Example, LedgerLine, Mend
-from lorasmith.services.data import ledger_lines, read_examples, remove_dataset
+from lorasmith.services.data import ledger_lines, read_examples
 from lorasmith.services.data_checks import check_texts
 from lorasmith.services.data_conversion import convert
 from lorasmith.services.data_csv import csv_rows, find_dialect
@@ -30,6 +30,7 @@ from lorasmith.services.data_import import import_dataset
 from lorasmith.services.data_json import json_rows, jsonl_rows
 from lorasmith.services.data_mending import mended
 from lorasmith.services.data_reading import Source
+from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.data_rows import BrokenRow, RawRow
 from lorasmith.services.data_tables import parquet_rows
 from lorasmith.services.data_turns import BadRow
