@@ -21,7 +21,7 @@ from tools.fuzz.targets import TARGETS
 
 FOLDER = Path(__file__).parents[2] / ".fuzz"
 INPUT_BYTES = 4096
-INPUT_SECONDS = 20  # for one input; some ten thousand times what the slowest needs
+INPUT_SECONDS = 20  # for one input; a slower one is a finding
 MEMORY_MIB = 2048
 MEMORY = Path("/dev/shm")  # files of a moment need no disk
 OTHER_WORDS = (
