@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 from lorasmith.errors import InvalidData
@@ -139,6 +141,8 @@ class Curation:
         state = self.index.state()
         if state is None or state["key"] != key:
             self.index.clear()
+            if self.search_index.exists():
+                shutil.rmtree(self.search_index)
             state = {"rows": 0, "sizes": [0, 0], "complete": False}
         self.key = key
         self.rows: int = state["rows"]
@@ -160,10 +164,16 @@ class Curation:
     def __enter__(self) -> Curation:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.index.connection.close()
-        self.row_file.close()
-        self.ledger_file.close()
+        for file in (self.row_file, self.ledger_file):
+            try:
+                file.close()
+            except OSError:  # the rest of its buffer does not fit; what was committed is on the disk
+                if error is None:
+                    raise
 
     @property
     def detection(self) -> Detection:

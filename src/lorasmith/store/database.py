@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, event, inspect, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from lorasmith.files import disk_full
 
 DATABASE_NAME = "lorasmith.db"
 HEAD_REVISION = "0001"
@@ -87,5 +91,11 @@ def migrate(engine: Engine) -> None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    with Session(engine) as session, session.begin():
-        yield session
+    """One transaction, whole or absent. Raises `DiskFull`."""
+    try:
+        with Session(engine) as session, session.begin():
+            yield session
+    except OperationalError as error:
+        if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            raise
+        raise disk_full(Path(engine.url.database or ".")) from error
