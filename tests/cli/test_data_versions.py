@@ -125,3 +125,28 @@ def test_one_version_is_removed_by_its_digits_and_a_used_one_needs_force(home: P
     assert f"versions           rows@{fewer}\n" in run(home, "show", "rows").stdout
     again = run(home, "dedup", "rows", "--off")  # the index went with the version that had read the rows
     assert "parts    train 7" in again.stdout
+
+
+def test_contamination_and_leakage_take_rows_out_and_restore_brings_them_back(
+    home: Path, rows: Path, tmp_path: Path
+) -> None:
+    imported = json.loads(run(home, "show", "rows", "--json").stdout)
+    bench = write_chats(tmp_path / "bench.jsonl", ROWS[-1:])
+    result = run(home, "contamination", "rows", "--benchmark", bench, "--reject")
+    assert "rows     kept 6, exact_duplicate 0, leaks 1, rejected 0\n" in result.stdout
+    (line,) = json.loads(run(home, "ledger", "rows", "--fate", "leaks", "--json").stdout)
+    assert (line["row"], line["leaks_into"], line["reason"]) == (
+        7,
+        "bench.jsonl item 1 (exact)",
+        "holds bench.jsonl item 1 (exact)",
+    )
+    assert run(home, "leakage", "rows", "--reject").stderr == "nothing changed: no new version was made\n"
+    restored = run(home, "restore", f"rows@{imported['sha256'][:8]}")
+    assert restored.stdout.splitlines() == [
+        f"dataset  rows, version rows@{imported['sha256'][:12]}",
+        "parts    train 7, val 0, test 0",
+    ]
+    assert json.loads(run(home, "show", "rows", "--json").stdout) == imported
+    assert error_of(home, "contamination", "rows", "--benchmark", bench, "--reject", "--part", "val").message == (
+        "--reject takes rows out of every part: leave --part out"
+    )

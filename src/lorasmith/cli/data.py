@@ -318,5 +318,11 @@ def prepare(
 
 for command in (data_duplicates.duplicates, data_duplicates.contamination, data_duplicates.leakage):
     app.command()(command)
-for making_versions in (data_versions.dedup, data_versions.split, data_versions.lineage, data_versions.replay):
+for making_versions in (
+    data_versions.dedup,
+    data_versions.split,
+    data_versions.restore,
+    data_versions.lineage,
+    data_versions.replay,
+):
     app.command()(making_versions)
