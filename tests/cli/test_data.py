@@ -209,3 +209,24 @@ def test_the_commands_load_no_heavy_library() -> None:
     code = f"import sys, lorasmith.cli.data; print(sorted({heavy} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert loaded.stdout.strip() == "[]"
+
+
+def test_prepare_takes_several_domains(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "domains"
+    folder.mkdir()
+    for name in ("financial", "legal"):
+        lines = (f'{{"input": "{name} question {n}", "output": "answer {n}"}}\n' for n in range(40))
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    arguments = ["prepare", str(folder), "--output", str(tmp_path / "out"), "--domains", "financial, legal"]
+    result = run(home, *arguments, "--max-samples", "20", "--near-duplicates", "0.8", "--json")
+    prepared = json.loads(result.stdout)
+    assert {name: one["total_examples"] for name, one in prepared.items()} == {"financial": 20, "legal": 20}
+    shown = run(home, *arguments, "--name", "my", "--force").stdout
+    assert "my-financial" in shown
+    assert "my-legal" in run(home, "list").stdout
+    assert error_of(home, *arguments[:-1], "a,../b").message == (
+        "--domains must be names of letters, digits, dashes or underscores, got '../b'"
+    )
+    assert error_of(home, *arguments, "--near-duplicates", "0.2").message == (
+        "--near-duplicates must be a similarity from 0.4 to 1, got 0.2"
+    )

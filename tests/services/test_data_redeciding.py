@@ -81,8 +81,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
 
 
-@given(rows_with_options, decisions, st.lists(decisions, min_size=1, max_size=3))
-@settings(max_examples=12, deadline=None)
+@given(rows_with_options, decisions, st.lists(decisions, min_size=1, max_size=2))
+@settings(max_examples=8, deadline=None)
 def test_deciding_again_is_importing_with_the_new_options_and_no_row_is_lost(
     rows: list[dict[str, Any]], first: tuple[Any, ...], later: list[tuple[Any, ...]]
 ) -> None:

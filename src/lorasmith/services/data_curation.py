@@ -212,6 +212,9 @@ class Curation:
                 phase: Literal["reading", "continuing"] = "continuing" if self.rows else "reading"
                 report(Progress(phase, 0, self.source.bytes_total, self.rows))
                 for row in self.detected(self.source.rows(skip=self.rows)):
+                    if self.rows == self.spec.max_rows:
+                        self.source.notes.append(f"only its first {self.rows} rows were read, as asked")
+                        break
                     self.take(row)
                     if self.rows % REPORT_EVERY_ROWS == 0:
                         report(Progress("reading", self.source.bytes_read, self.source.bytes_total, self.rows))
