@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
     MENDS,
+    domain_names,
     import_spec,
     known_fate,
     known_finding,
@@ -27,6 +28,9 @@ from lorasmith.cli.data_options import (
 from lorasmith.cli.data_view import counts, show_example, show_fields, sizes, summary, visible, why
 from lorasmith.cli.output import hint, print_json, print_table
 from lorasmith.errors import InvalidSpec
+
+if TYPE_CHECKING:
+    from lorasmith.schemas.data import DataPreparationSpec
 
 app = typer.Typer(help="Import, show and prepare datasets", no_args_is_help=True)
 
@@ -286,16 +290,41 @@ def prepare(
     exact: Annotated[bool, typer.Option("--exact/--no-exact", help="Make the shares exact")] = True,
     salt: Salt = "lorasmith",
     max_rejected: MaxRejected = 0.0,
+    domains: Annotated[
+        str | None, typer.Option("--domains", help="Prepare these of a folder: financial,legal; each has its folder")
+    ] = None,
+    max_samples: Annotated[
+        int | None, typer.Option("--max-samples", min=1, help="Read at most the first so many rows, of each domain")
+    ] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option("--near-duplicates", help="Take out rows from this similarity on, such as 0.8")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files of an earlier run")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write collected interactions as ChatML train, val and test files"""
-    from lorasmith.services.data_preparation import prepare_and_import, prepare_folder
+    """Write conversations or collected interactions as ChatML train, val and test files"""
+    from lorasmith.services.data_preparation import prepare_and_import, prepare_domains, prepare_folder
 
+    checks = {"near_duplicates": near_duplicates_from(near_duplicates), "max_rows": max_samples}
+
+    def spec_of(dataset_name: str | None) -> DataPreparationSpec:
+        if dataset_name is None:
+            return preparation_spec(format, split, exact, salt, max_rejected, checks)
+        return import_spec(dataset_name, format, split, exact, salt, max_rejected, checks)
+
+    if domains is not None:
+        specs = {domain: spec_of(f"{name}-{domain}" if name else None) for domain in domain_names(domains)}
+        workbench = open_workbench(context) if name else None
+        prepared = prepare_domains(file, output, specs, workbench=workbench, force=force)
+        if as_json:
+            print_json(prepared)
+        else:
+            show_domains(prepared)
+        return
     if name is None:
-        metadata = prepare_folder(file, output, preparation_spec(format, split, exact, salt, max_rejected), force=force)
+        metadata = prepare_folder(file, output, spec_of(None), force=force)
     else:
-        wanted = import_spec(name, format, split, exact, salt, max_rejected)
+        wanted = import_spec(name, format, split, exact, salt, max_rejected, checks)
         metadata = prepare_and_import(open_workbench(context), file, output, wanted, force=force)
     if as_json:
         print_json(metadata)
@@ -316,6 +345,21 @@ def prepare(
     )
 
 
+def show_domains(prepared: dict[str, dict[str, Any]]) -> None:
+    columns = ("domain", "format", "train", "val", "test", "rows", "dataset")
+    rows = [
+        [
+            domain,
+            f"{one['format']}, because {one['format_reason']}",
+            *(one[f"{part}_examples"] for part in one["split"]),
+            counts(one["fates"]),
+            one.get("dataset", {}).get("name", ""),
+        ]
+        for domain, one in prepared.items()
+    ]
+    print_table(columns, rows)
+
+
 for command in (
     data_validation.validate,
     data_duplicates.duplicates,
@@ -323,7 +367,13 @@ for command in (
     data_duplicates.leakage,
 ):
     app.command()(command)
-for making_versions in (data_versions.dedup, data_versions.split, data_versions.lineage, data_versions.replay):
+for making_versions in (
+    data_versions.dedup,
+    data_versions.split,
+    data_versions.restore,
+    data_versions.lineage,
+    data_versions.replay,
+):
     app.command()(making_versions)
 for augmentation in (data_augmentation.augment, data_augmentation.review):
     app.command()(augmentation)

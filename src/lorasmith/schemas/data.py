@@ -237,6 +237,7 @@ class DataPreparationSpec(BaseModel):
     max_rejected_share: float = Field(
         default=0.0, ge=0, le=1, description="Share of bad rows above which the import stops."
     )
+    max_rows: int | None = Field(default=None, ge=1, description="Read at most this many rows, the first ones.")
     strict: bool = Field(default=False, description="Stop at the first finding, also at one that only flags a row.")
     column_map: dict[str, str] = Field(
         default_factory=dict, description="Field of the format → column of the file, with dots into objects."
