@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_duplicates
+from lorasmith.cli import data_duplicates, data_statistics
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
@@ -302,5 +302,6 @@ def prepare(
     )
 
 
+app.command()(data_statistics.stats)
 for search in (data_duplicates.duplicates, data_duplicates.contamination, data_duplicates.leakage):
     app.command()(search)

@@ -23,6 +23,7 @@ STAGES = {
     JobKind.GENERATION: "lorasmith.engine.serving.run",
     JobKind.LABELS: "lorasmith.engine.data.labels",
     JobKind.ESTIMATE: "lorasmith.engine.training.estimation.run",
+    JobKind.STATISTICS: "lorasmith.engine.data.statistics",
 }
 
 

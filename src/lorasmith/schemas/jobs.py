@@ -16,6 +16,7 @@ class JobKind(StrEnum):
     GENERATION = "generation"
     LABELS = "labels"
     ESTIMATE = "estimate"
+    STATISTICS = "statistics"
 
 
 class JobStatus(StrEnum):
