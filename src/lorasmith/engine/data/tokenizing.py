@@ -18,10 +18,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lorasmith.engine.data import rendering
+from lorasmith.engine.data import encoding, rendering
 from lorasmith.engine.data.checks import ALL_CHECKS
+from lorasmith.engine.data.encoding import encoder_of
 from lorasmith.engine.data.examples import parse_example
-from lorasmith.engine.data.rendering import Draft, Encoded, assemble, draft, encode_drafts
+from lorasmith.engine.data.rendering import Draft, Encoded, assemble, draft_all, encode_drafts
 from lorasmith.engine.data.token_store import PARTIAL, Chunk, StoreWriter, TokenStore
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import InvalidData, NotFound
@@ -68,7 +69,7 @@ def origin(examples_file: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: se
         "template": template,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "stop_ids": sorted(stop_ids),
-        "code": sha256_file(Path(rendering.__file__)),
+        "code": [sha256_file(Path(module.__file__)) for module in (rendering, encoding)],
         **{name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
         **({"date": date.today().isoformat()} if "strftime_now" in json.dumps(template) else {}),
     }
@@ -133,11 +134,12 @@ def encoded_chunks(
     examples_file: Path, writer: StoreWriter, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[CodedChunk]:
     """One chunk ahead of the one that is taken."""
-    with ThreadPoolExecutor(1) as encoder:
+    encoder = encoder_of(tokenizer)
+    with ThreadPoolExecutor(1) as thread:
         ahead: CodedChunk | None = None
         for examples, offsets, next_offset in chunks(examples_file, writer.rows, writer.next_offset):
-            drafts = [draft(tokenizer, example, ALL_CHECKS) for example in examples]
-            encoded = encoder.submit(encode_drafts, tokenizer, drafts)
+            drafts = draft_all(tokenizer, examples, ALL_CHECKS)
+            encoded = thread.submit(encode_drafts, encoder, drafts)
             if ahead is not None:
                 yield ahead
             ahead = CodedChunk(drafts, offsets, next_offset, encoded)
