@@ -23,7 +23,7 @@ from lorasmith.cli.data_options import (
     row_range,
 )
 from lorasmith.cli.data_view import counts, show_example, show_fields, sizes, summary, visible, why
-from lorasmith.cli.output import hint, print_json, print_table
+from lorasmith.cli.output import hint, print_json, print_table, size
 from lorasmith.errors import InvalidSpec
 
 app = typer.Typer(help="Import, show and prepare datasets", no_args_is_help=True)
@@ -114,11 +114,13 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command()
 def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
     """Show a dataset: source, parts, fates of the rows and lengths"""
-    from lorasmith.services.data import get_dataset
+    from lorasmith.services.data import get_dataset, tokens_bytes
 
-    dataset = get_dataset(open_workbench(context), name)
+    workbench = open_workbench(context)
+    dataset = get_dataset(workbench, name)
+    stored_bytes = tokens_bytes(workbench, dataset.id)
     if as_json:
-        print_json(dataset.model_dump(mode="json"))
+        print_json({**dataset.model_dump(mode="json"), "tokens_bytes": stored_bytes})
         return
     statistics = dataset.statistics
     lengths = {
@@ -131,6 +133,7 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
             **summary(dataset),
             "turns": turns,
             **lengths,
+            **({"tokens": f"{size(stored_bytes)} of stored tokens"} if stored_bytes else {}),
             "source": dataset.source,
             "source sha256": dataset.source_sha256,
             "sha256": dataset.sha256,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from lorasmith.errors import NotFound
-from lorasmith.files import disk_errors
+from lorasmith.files import disk_errors, folder_size_bytes
 from lorasmith.schemas.data import Dataset, Example, Fate, FindingName, LedgerLine, Part
 from lorasmith.services.data_parts import LEDGER
+
+TOKENS = "tokens"
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
@@ -39,7 +41,12 @@ def remove_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
 
 def tokens_folder(workbench: Workbench, dataset_id: str) -> Path:
     """Where engine processes keep the dataset's tokens."""
-    return workbench.path(f"tokens/{dataset_id}")
+    return workbench.path(TOKENS) / dataset_id
+
+
+def tokens_bytes(workbench: Workbench, dataset_id: str) -> int:
+    folder = tokens_folder(workbench, dataset_id)
+    return folder_size_bytes(folder) if folder.exists() else 0
 
 
 def part_path(workbench: Workbench, dataset: Dataset, part: Part) -> Path:

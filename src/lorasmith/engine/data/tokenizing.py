@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -29,8 +30,9 @@ from lorasmith.errors import InvalidData, NotFound
 from lorasmith.files import disk_errors, sha256_bytes, sha256_file
 from lorasmith.schemas.data import Example
 
-CHUNK_ROWS = 1024
-CHUNK_BYTES = 1 << 22  # of lines, so that long rows do not fill the memory
+CHUNK_ROWS = 256
+CHUNK_BYTES = 1 << 20  # of lines, so that long rows do not fill the memory
+CHUNKS_AHEAD = 2
 KEPT_STORES = 4  # of a file of examples, the last used; each takes about as many bytes as the file
 REPORT_EVERY_S = 1.0
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -133,18 +135,17 @@ class CodedChunk:
 def encoded_chunks(
     examples_file: Path, writer: StoreWriter, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[CodedChunk]:
-    """One chunk ahead of the one that is taken."""
+    """Some chunks ahead of the one that is taken."""
     encoder = encoder_of(tokenizer)
     with ThreadPoolExecutor(1) as thread:
-        ahead: CodedChunk | None = None
+        ahead: deque[CodedChunk] = deque()
         for examples, offsets, next_offset in chunks(examples_file, writer.rows, writer.next_offset):
             drafts = draft_all(tokenizer, examples, ALL_CHECKS)
             encoded = thread.submit(encode_drafts, encoder, drafts)
-            if ahead is not None:
-                yield ahead
-            ahead = CodedChunk(drafts, offsets, next_offset, encoded)
-        if ahead is not None:
-            yield ahead
+            ahead.append(CodedChunk(drafts, offsets, next_offset, encoded))
+            if len(ahead) > CHUNKS_AHEAD:
+                yield ahead.popleft()
+        yield from ahead
 
 
 def chunks(examples_file: Path, rows: int, offset: int) -> Iterator[tuple[list[Example], list[int], int]]:
