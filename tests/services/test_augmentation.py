@@ -98,37 +98,31 @@ OIL, OPEN, HELMET = QUESTIONS["train"]
 GOOD = "When it is cold outside, after how many kilometres does a chain need new oil?"
 
 
-@pytest.mark.parametrize(
-    ("text", "reason", "said"),
-    [
-        (GOOD, None, None),
-        (OIL.upper().replace(" ", "  "), "identical", "it says what its source says"),
-        (OPEN, "identical", "another row of train asks the same"),
-        (OIL + " Please.", "too-similar", "expected below 0.6"),
-        ("Oil?", "too-short", f"4 characters for {len(OIL)} of its source"),
-        ("chain " * 80, "too-long", f"479 characters for {len(OIL)} of its source"),
-        ("How often do I oil the chain\x1b[2J of my bike when it is winter?", "broken-text", "U+001B"),
-        (
-            "Wie oft muss ich die Kette meines Fahrrads im Winter ölen?",
-            "wrong-language",
-            "it is in de, its source in en",
-        ),
-        (
-            "Tell me, which inner tube fits a tyre of the size 700x32?",
-            "leaks",
-            "it asks what row 4 asks, which is held out",
-        ),
-    ],
-)
-def test_a_candidate_is_held_against_its_source_and_all_other_rows(
-    workbench: Workbench, augment: Augment, text: str, reason: str | None, said: str | None
-) -> None:
-    job = augment({OIL: [text]}, max_rows=1, max_similarity=0.6)
-    (item,) = Review(workbench, job).items()
-    assert item.candidate.id == "1.1"
-    assert item.candidate.reason == reason
-    assert item.state == ("rejected" if reason else "pending")
-    assert said is None or said in str(item.candidate.sentence)
+JUDGED = [  # text, reason and sentence; of one row, so that no text may be like an earlier one
+    (GOOD, None, None),
+    (OIL.upper().replace(" ", "  "), "identical", "it says what its source says"),
+    (OPEN, "identical", "another row of train asks the same"),
+    (OIL + " Please.", "too-similar", "similarity 0.68, expected below 0.6"),  # 13 of 19 padded 3-grams
+    ("Oil?", "too-short", f"4 characters for {len(OIL)} of its source"),
+    ("chain " * 80, "too-long", f"479 characters for {len(OIL)} of its source"),
+    ("Does the chain\x1b[2J of a bike need oil in January?", "broken-text", "it holds U+001B at character 15"),
+    ("Wie oft muss ich die Kette meines Fahrrads im Winter ölen?", "wrong-language", "it is in de, its source in en"),
+    (
+        "Tell me, which inner tube fits a tyre of the size 700x32?",
+        "leaks",
+        "it asks what row 4 asks, which is held out",
+    ),
+]
+
+
+def test_a_candidate_is_held_against_its_source_and_all_other_rows(workbench: Workbench, augment: Augment) -> None:
+    job = augment({OIL: [text for text, _, _ in JUDGED]}, max_rows=1, n=len(JUDGED), max_similarity=0.6)
+    items = Review(workbench, job).items()
+    assert [item.candidate.id for item in items] == [f"1.{number}" for number in range(1, 10)]
+    assert [(item.candidate.reason, item.candidate.sentence) for item in items] == [
+        (why, said) for _, why, said in JUDGED
+    ]
+    assert [item.state for item in items] == ["pending"] + 8 * ["rejected"]
 
 
 def test_a_text_that_comes_twice_counts_once(workbench: Workbench, augment: Augment) -> None:

@@ -64,13 +64,13 @@ def job_metrics(context: typer.Context, job: str) -> None:
 
 @app.command("pause")
 def pause_job(context: typer.Context, job: str) -> None:
-    """Save a running training job and stop it, to go on with `train --resume`"""
+    """Save a running job and stop it, to go on with `train --resume` or `data augment --resume`"""
     ask(context, job, JobRequest.PAUSE)
 
 
 @app.command("cancel")
 def cancel_job(context: typer.Context, job: str) -> None:
-    """Save a running training job and stop it for good"""
+    """Save a running job and stop it for good"""
     ask(context, job, JobRequest.CANCEL)
 
 
