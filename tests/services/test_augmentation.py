@@ -326,6 +326,20 @@ def test_a_review_needs_its_source(workbench: Workbench, augment: Augment, shop:
         Review(workbench, job)
 
 
+def test_a_row_says_who_made_it_and_a_field_of_that_name_may_be_the_users_own(
+    workbench: Workbench, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    own = {"input": "a?", "output": "b", "made_by": "Ann"}
+    file.write_text(json.dumps(own) + "\n" + json.dumps({**own, "input": "c?"}) + "\n", encoding="utf-8")
+    assert import_dataset(workbench, file, DataImportSpec(name="own")).statistics.get("made_by") is None
+    file.write_text(json.dumps({**own, "made_by": {"method": "rephrase"}}) + "\n", encoding="utf-8")
+    with pytest.raises(
+        InvalidData, match="field `made_by`: found .*, expected an object as `data review --apply` writes"
+    ):
+        import_dataset(workbench, file, DataImportSpec(name="broken"))
+
+
 def test_what_cannot_work_is_refused_before_there_is_a_job(
     workbench: Workbench, shop: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,9 @@ class TeacherClient:
             )
         try:
             value = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise NoAnswer("malformed-response", self.shown(f"not JSON: {error}")) from None
+        try:
             choices = value["choices"]
             message = choices[0]["message"] if choices else {}
             text = message.get("content") or ""
@@ -138,9 +141,9 @@ class TeacherClient:
             reason = choices[0].get("finish_reason") if choices else None
             usage = value.get("usage") or {}
             counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError) as error:  # another attempt would cost the same again
             sentence = self.shown(f"not a chat completion: {type(error).__name__}: {error}")
-            raise NoAnswer("malformed-response", sentence) from None
+            raise NoAnswer("malformed-response", sentence, again=False) from None
         model = value.get("model")
         return Answer(
             text=self.redacted(whole_characters(text)),
