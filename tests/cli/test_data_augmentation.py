@@ -70,12 +70,16 @@ def files_with(home: Path, text: str) -> list[Path]:
 def test_from_a_dataset_to_a_reviewed_one_without_a_trace_of_the_key(
     tmp_path: Path, stub: Stub, lorasmith: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The key is right at first and wrong then, and the endpoint repeats it in its error."""
+    """A spent budget in between; the key is right at first and wrong then, and the endpoint repeats it in its error."""
     stub.needs_key = True
     options = ["--method", "rephrase", "--endpoint", stub.url, "--model", "stub", "--api-key-env", "TEACHER_KEY"]
     monkeypatch.setenv("TEACHER_KEY", KEY)
-    ran = lorasmith("data", "augment", "support", *options, "--n", "2", "--max-rows", "3", "--name", "more", "--json")
+    first = ["--n", "2", "--max-rows", "3", "--name", "more", "--budget-requests", "2"]
+    stopped = lorasmith("data", "augment", "support", *options, *first, exits_with=5)
+    assert "the budget of 2 requests is spent, 2 of 3 rows are done" in stopped.stderr
+    ran = lorasmith("data", "augment", "--resume", "more", "--budget-requests", "20", "--json")
     printed = json.loads(ran.stdout)
+    assert printed["requests"] == 3
     assert printed["rows"] == {"answered": 3, "rejected": 0, "failed": 0, "skipped": 0}
     assert printed["candidates"] == {"pending": 6}
     listed = lorasmith("data", "review", "more")
@@ -88,7 +92,7 @@ def test_from_a_dataset_to_a_reviewed_one_without_a_trace_of_the_key(
     monkeypatch.setenv("TEACHER_KEY", f"wrong-{KEY}")
     refused = lorasmith("data", "augment", "support", *options, exits_with=1)
     assert "the teacher refuses: HTTP 401: wrong key Bearer [api key]" in refused.stderr
-    output = "".join(one.stdout + one.stderr for one in (ran, listed, applied, refused))
+    output = "".join(one.stdout + one.stderr for one in (stopped, ran, listed, applied, refused))
     assert KEY not in output
     assert files_with(tmp_path / "home", KEY) == []
     assert files_with(tmp_path / "home", "TEACHER_KEY")  # the name of the variable is there
@@ -125,26 +129,6 @@ def test_ctrl_c_stops_with_everything_saved_and_resume_goes_on(tmp_path: Path, s
     resumed = lorasmith("data", "augment", "--resume", "r", "--json")
     assert json.loads(resumed.stdout)["rows"]["answered"] == 9
     assert set(stub.asked.values()) == {1}
-
-
-def test_a_spent_budget_ends_with_5_and_a_greater_one_goes_on(tmp_path: Path, stub: Stub, lorasmith: Shell) -> None:
-    arguments = [
-        "--method",
-        "negative",
-        "--endpoint",
-        stub.url,
-        "--model",
-        "m",
-        "--name",
-        "r",
-        "--budget-requests",
-        "4",
-    ]
-    stopped = lorasmith("data", "augment", "support", *arguments, exits_with=5)
-    assert "the budget of 4 requests is spent, 4 of 9 rows are done" in stopped.stderr
-    resumed = lorasmith("data", "augment", "--resume", "r", "--budget-requests", "20")
-    assert "rows        answered 9\n" in resumed.stdout
-    assert "sent        9 requests, 0 of them repeated\n" in resumed.stdout
 
 
 def test_a_reviewer_at_a_terminal_says_yes_no_edits_and_leaves(tmp_path: Path, stub: Stub, lorasmith: Shell) -> None:
