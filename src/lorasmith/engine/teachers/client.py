@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx2
+import httpx
 
 from lorasmith.errors import LorasmithError, TeacherFailed
 from lorasmith.outgoing import CheckedTransport, Endpoint, outgoing_client
@@ -87,15 +87,15 @@ class TeacherClient:
                 ) as response,
             ):
                 content = await whole_body(response)
-        except (TimeoutError, httpx2.TimeoutException):
+        except (TimeoutError, httpx.TimeoutException):
             raise NoAnswer("timeout", f"no whole answer within {self.spec.timeout_s:g} s") from None
-        except httpx2.TransportError as error:
+        except httpx.TransportError as error:
             raise NoAnswer("connection", self.shown(f"{type(error).__name__}: {error}")) from None
         if response.status_code != 200:
             raise self.refusal(response, content)
         return self.answer(response, content)
 
-    def refusal(self, response: httpx2.Response, content: bytes) -> NoAnswer | LorasmithError:
+    def refusal(self, response: httpx.Response, content: bytes) -> NoAnswer | LorasmithError:
         status = response.status_code
         code, said = error_of(content)
         sentence = self.shown(f"HTTP {status}" + (f": {said}" if said else ""))
@@ -121,7 +121,7 @@ class TeacherClient:
             return NoAnswer("rate-limited" if status == 429 else "server-error", sentence, wait_s=wait_s)
         return NoAnswer("refused", sentence, again=False)
 
-    def answer(self, response: httpx2.Response, content: bytes) -> Answer:
+    def answer(self, response: httpx.Response, content: bytes) -> Answer:
         """Raises `NoAnswer` for what is no response of the protocol. One that holds no choice is an empty answer."""
         kind = response.headers.get("content-type", "")
         if "json" not in kind.lower():
@@ -162,7 +162,7 @@ class TeacherClient:
         return line if len(line) <= SHOWN_CHARS else f"{line[:SHOWN_CHARS]}…"
 
 
-async def whole_body(response: httpx2.Response) -> bytes:
+async def whole_body(response: httpx.Response) -> bytes:
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise NoAnswer("malformed-response", "the answer is compressed, though that was not asked for", again=False)
     received = bytearray()
