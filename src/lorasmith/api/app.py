@@ -15,7 +15,7 @@ from lorasmith.api.credentials import Attempts, Credentials, Password
 from lorasmith.api.feeds import Feeds
 from lorasmith.api.openapi import OPENAPI_PATH, describe
 from lorasmith.api.problems import show_problems
-from lorasmith.api.routes import adapters, data, estimation, models, presets, system, training, uploads
+from lorasmith.api.routes import adapters, data, data_steps, estimation, models, presets, system, training, uploads
 from lorasmith.api.security import Door
 from lorasmith.services.access import server_folder
 from lorasmith.services.upload_imports import Importer
@@ -31,6 +31,7 @@ ROUTERS = (
     uploads.router,
     uploads.parts_router,
     data.router,
+    data_steps.router,
     training.router,
     adapters.router,
     models.router,
