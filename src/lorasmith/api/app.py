@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from lorasmith.api.credentials import Attempts, Credentials, Password
 from lorasmith.api.feeds import Feeds
+from lorasmith.api.metrics import Measured, Metrics
 from lorasmith.api.openapi import OPENAPI_PATH, describe
 from lorasmith.api.problems import show_problems
 from lorasmith.api.routes import adapters, data, data_steps, estimation, models, presets, system, training, uploads
@@ -77,6 +78,7 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
         app.include_router(router)
     show_problems(app, workbench.home)
     describe(app)
+    app.state.metrics = Metrics(workbench)
     app.add_middleware(
         Door,
         settings=settings,
@@ -84,6 +86,7 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
         attempts=app.state.door_attempts,
         home=workbench.home,
     )
+    app.add_middleware(Measured, metrics=app.state.metrics)  # around the door, so that it counts refusals too
     return app
 
 
