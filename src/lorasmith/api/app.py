@@ -16,7 +16,18 @@ from lorasmith.api.feeds import Feeds
 from lorasmith.api.metrics import Measured, Metrics
 from lorasmith.api.openapi import OPENAPI_PATH, describe
 from lorasmith.api.problems import show_problems
-from lorasmith.api.routes import adapters, data, data_steps, estimation, models, presets, system, training, uploads
+from lorasmith.api.routes import (
+    adapters,
+    data,
+    data_steps,
+    estimation,
+    models,
+    presets,
+    secrets,
+    system,
+    training,
+    uploads,
+)
 from lorasmith.api.security import Door
 from lorasmith.services.access import server_folder
 from lorasmith.services.upload_imports import Importer
@@ -38,6 +49,7 @@ ROUTERS = (
     models.router,
     presets.router,
     estimation.router,
+    secrets.router,
 )
 
 
