@@ -16,12 +16,14 @@ from lorasmith.api.feeds import Feeds
 from lorasmith.api.metrics import Measured, Metrics
 from lorasmith.api.openapi import OPENAPI_PATH, describe
 from lorasmith.api.problems import show_problems
+from lorasmith.api.retries import Retries
 from lorasmith.api.routes import (
     adapters,
     data,
     data_steps,
     estimation,
     models,
+    openai,
     presets,
     secrets,
     system,
@@ -50,6 +52,7 @@ ROUTERS = (
     presets.router,
     estimation.router,
     secrets.router,
+    openai.router,
 )
 
 
@@ -81,6 +84,7 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     app.state.feeds = Feeds(workbench)
     app.state.settings = settings
     app.state.importer = importer
+    app.state.retries = Retries()
     app.state.replies = Replies(server_folder(workbench.home) / "replies.sqlite")
     app.state.credentials = credentials
     app.state.password = Password(settings.password)

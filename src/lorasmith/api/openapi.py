@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from lorasmith.api.problems import MEDIA_TYPE, new_problem
+from lorasmith.api.problems import MEDIA_TYPE, OPENAI_PREFIX, new_problem, openai_error
 from lorasmith.api.security import PUBLIC
-from lorasmith.schemas.api import Problem
+from lorasmith.schemas.api import OpenAIErrorBody, Problem
 
 OPENAPI_PATH = "/api/v1/openapi.json"
 ABOUT = """Datasets, training jobs, adapters and base models of one home folder.
@@ -20,6 +20,7 @@ stable `code` and, where there is one, a `hint`.
 """
 METHODS = ("get", "put", "post", "delete", "patch", "head")
 EXPLAINED = {  # status to when it comes, code and an example of its detail
+    400: ("A field does not fit", "invalid_request", "body /model: Field required"),
     401: ("No token or session, or a wrong one", "unauthorized", "this needs a token or a session"),
     403: (
         "Another host name, or a page of another site",
@@ -60,6 +61,9 @@ def whole(app: FastAPI) -> dict[str, Any]:
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(problem.pop("$defs", {}))
     schemas["Problem"] = problem
+    openai_body = OpenAIErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(openai_body.pop("$defs"))
+    schemas["OpenAIErrorBody"] = openai_body
     found["components"]["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer"},
         "session": {"type": "apiKey", "in": "cookie", "name": "lorasmith_session"},
@@ -85,7 +89,7 @@ def complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if "{" in path:
         statuses.add(404)
     if has_body or parameters:
-        statuses.add(422)
+        statuses.add(400 if path.startswith(OPENAI_PREFIX) else 422)
     if has_body:
         statuses.add(413)
     if method in ("put", "post", "patch", "delete") and not public:
@@ -93,12 +97,19 @@ def complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if "if-match" in parameters:
         statuses |= {412, 428} if method == "put" else {412}
     for status in sorted(statuses):
-        operation["responses"][str(status)] = explained(status)
+        operation["responses"][str(status)] = explained(status, path)
+    if path.startswith(OPENAI_PREFIX):
+        operation["responses"].pop("422", None)  # FastAPI's own; theirs is 400
     operation["responses"] = dict(sorted(operation["responses"].items()))
 
 
-def explained(status: int) -> dict[str, Any]:
+def explained(status: int, path: str) -> dict[str, Any]:
     description, code, detail = EXPLAINED[status]
-    example = new_problem(status, code, detail).model_dump(exclude_none=True)
+    problem = new_problem(status, code, detail)
+    if path.startswith(OPENAI_PREFIX):
+        example = openai_error(problem, status).model_dump()
+        schema = {"$ref": "#/components/schemas/OpenAIErrorBody"}
+        return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}
+    example = problem.model_dump(exclude_none=True)
     schema = {"$ref": "#/components/schemas/Problem"}
     return {"description": description, "content": {MEDIA_TYPE: {"schema": schema, "example": example}}}

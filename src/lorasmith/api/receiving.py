@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import python_multipart
 from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from lorasmith.errors import InvalidSpec, TooLarge
-from lorasmith.files import disk_errors
+from lorasmith.errors import Conflict, InvalidSpec, TooLarge
+from lorasmith.files import disk_errors, new_id
+from lorasmith.services.uploads import UPLOADS
+from lorasmith.services.workbench import Workbench
+from lorasmith.settings import ServerSettings
 
 WRITE_BYTES = 1024**2  # at once, in a thread: the event loop never waits for the disk
 LONGEST_FIELD_BYTES = 64 * 1024
@@ -60,6 +64,33 @@ class Target:
         with disk_errors(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
+
+
+@asynccontextmanager
+async def received_file(
+    request: Request, workbench: Workbench, settings: ServerSettings
+) -> AsyncIterator[tuple[Form, Path]]:
+    """The form of an upload and its file, whole on the disk until the block ends."""
+    form = Form(request)
+    incoming = workbench.path(UPLOADS) / f".staging-{new_id('incoming')}"
+    await run_in_threadpool(make_empty, incoming)
+    try:
+        target = Target(incoming, 0, settings.max_upload_bytes, "the limit")
+        try:
+            async for piece in form.file_pieces():
+                await target.write(piece)
+        finally:
+            await target.close()
+        yield form, incoming
+    except ClientDisconnect:
+        raise Conflict("the connection ended before the file did") from None
+    finally:
+        await run_in_threadpool(incoming.unlink, missing_ok=True)
+
+
+def make_empty(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 class Form:

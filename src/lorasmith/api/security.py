@@ -24,7 +24,7 @@ from lorasmith.settings import ServerSettings
 
 LOGIN_PATH = "/api/v1/login"
 PUBLIC = {("GET", "/healthz"), ("GET", "/readyz"), ("POST", LOGIN_PATH)}
-LARGE_BODIES = re.compile(r"/api/v1/finetune/(datasets|uploads/[^/]+)")  # whose POST or PATCH is a file
+LARGE_BODIES = re.compile(r"/api/v1/finetune/(datasets|uploads/[^/]+)|/v1/files")  # whose POST or PATCH is a file
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 ANY_ADDRESS = ("0.0.0.0", "::")
 HEADERS = {
@@ -67,7 +67,7 @@ class Door:
             self.check(scope)
             receive = self.limited(scope, receive)
         except LorasmithError as error:
-            await error_response(error, self.home)(scope, receive, send)
+            await error_response(error, self.home, scope["path"])(scope, receive, send)
             return
         began = False
 
@@ -80,7 +80,7 @@ class Door:
             await self.app(scope, receive, noting)
         except Exception:
             if not began:
-                await unknown_error_response()(scope, receive, send)
+                await unknown_error_response(scope["path"])(scope, receive, send)
             raise  # to the server's log
 
     async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

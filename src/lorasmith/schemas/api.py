@@ -31,6 +31,19 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = Field(None, description="The wrong fields of a request that does not fit.")
 
 
+class OpenAIError(BaseModel):
+    message: str = Field(examples=["no such file: 'file-x'"])
+    type: str = Field(examples=["not_found_error"])
+    param: str | None = Field(examples=[None])
+    code: str | None = Field(examples=["not_found"])
+
+
+class OpenAIErrorBody(BaseModel):
+    """Why a request below `/v1` was not done."""
+
+    error: OpenAIError
+
+
 class Page(BaseModel, Generic[Item]):
     """The newest first; `next_cursor` asks for the following page, and is null on the last."""
 

@@ -84,7 +84,7 @@ class JobError(BaseModel):
 class Job(BaseModel):
     """A stored job; `folder` is relative to the home folder.
 
-    `pid` and `process_started` (clock ticks after the machine's start) name its engine process while it runs. `request`
+    `asked` is what another protocol's request said that `spec` has no field for. `pid` and `process_started` (clock ticks after the machine's start) name its engine process while it runs. `request`
     is what it has been asked and has not done. With `auto_resume` workers run it, and start it again after a crash; `tries` counts automatic restarts since the checkpoint `reached`.
     """
 
@@ -96,6 +96,7 @@ class Job(BaseModel):
     reason_code: str | None = None
     reason: str | None = None
     spec: dict[str, Any]
+    asked: dict[str, Any] | None = None
     folder: str
     base_model: str | None = None
     dataset_id: str | None = None

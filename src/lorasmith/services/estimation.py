@@ -30,7 +30,7 @@ def estimate(workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measurin
     parts = example_parts(workbench, spec.data)
     if not parts["train"]:
         raise InvalidData(f"the train part of {spec.data} is empty", hint="import it again with another --split")
-    check_runnable(spec, spec.data, validation_rows=len(parts["val"]))
+    check_runnable(spec, spec.data, has_validation=bool(parts["val"]))
     job_id = new_id("job")
     folder = workbench.path(f"previews/{job_id}")
     inputs = EstimateInputs(
@@ -60,7 +60,7 @@ def queue_estimate(workbench: Workbench, spec: TrainingSpec, *, measuring_s: flo
     check_predictable(spec)
     model = resolve_model(workbench, spec.model, weights=False)
     dataset = find_dataset(workbench, spec.data)
-    check_runnable(spec, dataset.name, validation_rows=dataset.part_sizes.get("val", 0))
+    check_runnable(spec, dataset.name, has_validation=bool(dataset.part_sizes.get("val")))
     folder = workbench.path(dataset.folder)
     inputs = EstimateInputs(
         model_name=model.name,

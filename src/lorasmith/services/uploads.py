@@ -51,6 +51,19 @@ def begin_upload(
     return upload
 
 
+def accept_file(
+    workbench: Workbench, file_name: str, spec: DataImportSpec, incoming: Path, description: str | None
+) -> Upload:
+    """A received file as an upload that waits for its import."""
+    upload = begin_upload(workbench, file_name, None, spec, description)
+    try:
+        incoming.replace(workbench.path(upload.content))
+        return finish_upload(workbench, upload)
+    except BaseException:
+        remove_upload(workbench, upload)
+        raise
+
+
 def shown_name(file_name: str) -> str:
     """The last part of what the sender calls the file, without characters that change how a text is shown."""
     name = file_name.replace("\\", "/").rpartition("/")[2]
@@ -95,6 +108,13 @@ def list_uploads(workbench: Workbench) -> list[Upload]:
     """Those of which no dataset has come yet."""
     found = sorted(workbench.path(UPLOADS).glob(f"dataset_*/{STATE}"))
     return [Upload.model_validate(read_json(path)) for path in found]
+
+
+def all_uploads(workbench: Workbench) -> list[Upload]:
+    """Those that a dataset has come of, too."""
+    folders = workbench.path(UPLOADS).glob("dataset_*")
+    found = [find_upload(workbench, folder.name) for folder in sorted(folders)]
+    return [upload for upload in found if upload is not None]
 
 
 def find_upload(workbench: Workbench, upload_id: str) -> Upload | None:

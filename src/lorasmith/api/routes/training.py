@@ -56,7 +56,7 @@ def create_job(workbench: CurrentWorkbench, asked: JobCreate, response: Response
     check_dataset_name(workbench, asked.dataset_id)
     flags = {**asked.fields(), "name": asked.name}
     spec = build_spec(flags, home=workbench.home)
-    facts = {"description": asked.description, "priority": asked.priority, "cores": asked.cores}
+    facts: dict[str, Any] = {"description": asked.description, "priority": asked.priority, "cores": asked.cores}
     return accepted(workbench, start_training(workbench, spec, **facts), response)
 
 
@@ -111,7 +111,7 @@ def clone_job(workbench: CurrentWorkbench, job_id: JobId, asked: JobClone, respo
     lora = asked.lora_config.model_dump(exclude_unset=True, exclude={"bias"}) if asked.lora_config else {}
     training = asked.training_config.settings() if asked.training_config else {}
     changes = {"lora": lora, "training": training, "name": asked.name}
-    facts = {"description": asked.description, "priority": asked.priority, "cores": asked.cores}
+    facts: dict[str, Any] = {"description": asked.description, "priority": asked.priority, "cores": asked.cores}
     copy = clone_training(workbench, required(workbench, job_id), changes, **facts)
     return accepted(workbench, copy, response)
 

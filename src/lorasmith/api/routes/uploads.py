@@ -13,16 +13,16 @@ from starlette.requests import ClientDisconnect
 from lorasmith.api import datasets
 from lorasmith.api.deps import CurrentSettings, CurrentWorkbench
 from lorasmith.api.idempotency import IdempotentRoute, answer_once, key_of
-from lorasmith.api.receiving import Form, Target
+from lorasmith.api.receiving import Target, received_file
 from lorasmith.api.waiting import Prefer, wait_until
 from lorasmith.errors import Conflict, InvalidSpec, TooLarge
-from lorasmith.files import new_id, sha256_bytes, sha256_file
+from lorasmith.files import sha256_bytes, sha256_file
 from lorasmith.schemas.api_data import DatasetResource, UploadCompletion, UploadRequest, UploadResource
 from lorasmith.schemas.data import DataImportSpec
-from lorasmith.schemas.uploads import DatasetStatus, Upload
+from lorasmith.schemas.uploads import DatasetStatus
 from lorasmith.services.specs import parse_spec
 from lorasmith.services.uploads import (
-    UPLOADS,
+    accept_file,
     begin_upload,
     cut_back,
     finish_upload,
@@ -106,22 +106,13 @@ async def upload_dataset(
 ) -> DatasetResource:
     """Upload a file, which is imported as a dataset; its status goes from processing to ready or error"""
     key = key_of(request)
-    form = Form(request)
-    incoming = workbench.path(UPLOADS) / f".staging-{new_id('incoming')}"
-    await run_in_threadpool(make_empty, incoming)
-    try:
-        target = Target(incoming, 0, settings.max_upload_bytes, "the limit")
-        try:
-            async for piece in form.file_pieces():
-                await target.write(piece)
-        finally:
-            await target.close()
-        assert form.file_name is not None
+    async with received_file(request, workbench, settings) as (form, incoming):
         spec = import_spec(form.fields.get("name", ""), form.fields.get("format"), options_of(form.fields))
         sha256 = await run_in_threadpool(sha256_file, incoming)
 
         async def take() -> Response:
-            upload = await run_in_threadpool(accept, workbench, form, spec, incoming)
+            about = form.file_name or "", spec, incoming, form.fields.get("description")
+            upload = await run_in_threadpool(accept_file, workbench, *about)
             request.app.state.importer.add(upload.id)
             response.headers["Location"] = f"/api/v1/finetune/datasets/{upload.id}"
             await wait_until(lambda: is_settled(workbench, upload.id), prefer, request, response)
@@ -133,27 +124,6 @@ async def upload_dataset(
             return await take()  # type: ignore[return-value]  # a response passes through as it is
         said = json.dumps([form.file_name, form.fields, sha256], sort_keys=True)
         return await answer_once(request, key, sha256_bytes(said.encode()), take)  # type: ignore[return-value]
-    except ClientDisconnect:
-        raise Conflict("the connection ended before the file did") from None
-    finally:
-        await run_in_threadpool(incoming.unlink, missing_ok=True)
-
-
-def make_empty(path: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def accept(workbench: Workbench, form: Form, spec: DataImportSpec, incoming: Any) -> Upload:
-    """The received file as an upload that waits for its import."""
-    assert form.file_name is not None
-    upload = begin_upload(workbench, form.file_name, None, spec, form.fields.get("description"))
-    try:
-        incoming.replace(workbench.path(upload.content))
-        return finish_upload(workbench, upload)
-    except BaseException:
-        remove_upload(workbench, upload)
-        raise
 
 
 def is_settled(workbench: Workbench, upload_id: str) -> bool:
