@@ -7,6 +7,7 @@ A reader sees a file or folder only after its bytes are on the disk; a crash lea
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -37,6 +38,23 @@ def sha256_bytes(data: bytes) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file; False when another process has it. It ends when the last who shares it has ended."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def only_one_process(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in the block under this lock file."""
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -101,8 +101,8 @@ def test_a_row_that_cannot_be_stored_leaves_no_folder(workbench: Workbench, supp
     class NoRows:
         """A table in which another process takes the name between the look and the insert."""
 
-        def get(self, name: str) -> None:
-            return None
+        def list(self) -> list[Dataset]:
+            return []
 
         def add(self, dataset: Dataset) -> Dataset:
             return workbench.datasets.add(dataset)
@@ -132,12 +132,6 @@ def test_the_ledger_can_be_asked_for_one_fate(workbench: Workbench, tmp_path: Pa
     assert [line.row for line in data.ledger_lines(workbench, "rows")] == [1, 2, 3, 4]
     (duplicate,) = data.ledger_lines(workbench, "rows", Fate.EXACT_DUPLICATE)
     assert (duplicate.row, duplicate.duplicate_of_row, duplicate.file) == (2, 1, "rows.jsonl")
-
-
-def test_removing_takes_row_and_folder(workbench: Workbench, support: Dataset) -> None:
-    data.remove_dataset(workbench, "support")
-    assert data.list_datasets(workbench) == []
-    assert dataset_folders(workbench) == []
 
 
 def test_a_missing_file_of_a_dataset_is_named(workbench: Workbench, support: Dataset) -> None:

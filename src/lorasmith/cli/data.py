@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_augmentation, data_duplicates
+from lorasmith.cli import data_augmentation, data_duplicates, data_validation, data_versions
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
+    MENDS,
     import_spec,
     known_fate,
     known_finding,
     known_format,
     known_part,
+    known_stratum,
     limits,
     near_duplicates_from,
     preparation_spec,
@@ -35,8 +37,7 @@ File = Annotated[
         metavar="SOURCE", help="JSON, JSON Lines, CSV or Parquet file, a folder of them, a saved dataset or hub id"
     ),
 ]
-MENDS = "control-characters, mojibake or join-turns"
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")]
 Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
 Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
 Salt = Annotated[str, typer.Option("--salt", help="Choose another split by another salt")]
@@ -66,6 +67,7 @@ def import_(
     near_duplicates: Annotated[
         float | None, typer.Option("--near-duplicates", help="Take out rows from this similarity on, such as 0.8")
     ] = None,
+    stratify: Annotated[str | None, typer.Option("--stratify", help="Hold the shares within each: label")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import a file as a dataset with train, val and test parts"""
@@ -84,7 +86,10 @@ def import_(
         "languages": language or [],
         "tokenizer": tokenizer,
         "near_duplicates": near_duplicates_from(near_duplicates),
+        "stratify": known_stratum(stratify),
     }
+    if exact and checks["stratify"]:
+        raise InvalidSpec("--exact cuts all rows and --stratify each label: give one of them")
     spec = import_spec(name, format, split, exact, salt, max_rejected, checks)
     with ImportView() as view:
         dataset = import_dataset(open_workbench(context), file, spec, view)
@@ -113,10 +118,12 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command()
 def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """Show a dataset: source, parts, fates of the rows and lengths"""
+    """Show a dataset: source, parts, fates of the rows, lengths and versions"""
     from lorasmith.services.data import get_dataset
+    from lorasmith.services.data_versions import parents_of, versions_of
 
-    dataset = get_dataset(open_workbench(context), name)
+    workbench = open_workbench(context)
+    dataset = get_dataset(workbench, name)
     if as_json:
         print_json(dataset.model_dump(mode="json"))
         return
@@ -135,6 +142,10 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
             "source sha256": dataset.source_sha256,
             "sha256": dataset.sha256,
             "id": dataset.id,
+            "version": dataset.reference,
+            "made by": " → ".join(step.operation for step in dataset.lineage),
+            "parents": ", ".join(f"{one.name}@{one.sha256[:12]}" for one in parents_of(dataset)) or "none",
+            "versions": ", ".join(one.reference for one in versions_of(workbench, dataset.plain_name)),
         }
     )
 
@@ -191,22 +202,25 @@ def remove(
     context: typer.Context,
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove it though it is used")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a dataset and its files"""
-    from lorasmith.services.data import get_dataset, remove_dataset
+    """Remove a dataset with all its versions, or with NAME@digits one version"""
+    from lorasmith.services.data_removal import remove_dataset, versions_to_remove
 
     workbench = open_workbench(context)
-    dataset = get_dataset(workbench, name)
+    chosen = versions_to_remove(workbench, name)
     if not yes:
         if not sys.stdin.isatty():
-            raise InvalidSpec(f"removing {dataset.name!r} needs --yes", hint=f"lorasmith data rm {dataset.name} --yes")
-        typer.confirm(f"Remove {dataset.name} with {dataset.num_examples} examples?", abort=True, err=True)
-    remove_dataset(workbench, dataset.id)
+            raise InvalidSpec(f"removing {name!r} needs --yes", hint=f"lorasmith data rm {name} --yes")
+        versions = ", ".join(f"{one.reference} with {one.num_examples} examples" for one in chosen)
+        typer.confirm(f"Remove {versions}?", abort=True, err=True)
+    removed = remove_dataset(workbench, name, force=force)
     if as_json:
-        print_json({"removed": dataset.id})
-    else:
-        hint(f"removed {dataset.name} ({dataset.id})")
+        print_json({"removed": [dataset.id for dataset in removed]})
+        return
+    for dataset in removed:
+        hint(f"removed {dataset.reference} ({dataset.id})")
 
 
 @app.command()
@@ -302,7 +316,14 @@ def prepare(
     )
 
 
+for command in (
+    data_validation.validate,
+    data_duplicates.duplicates,
+    data_duplicates.contamination,
+    data_duplicates.leakage,
+):
+    app.command()(command)
+for making_versions in (data_versions.dedup, data_versions.split, data_versions.lineage, data_versions.replay):
+    app.command()(making_versions)
 for augmentation in (data_augmentation.augment, data_augmentation.review):
     app.command()(augmentation)
-for search in (data_duplicates.duplicates, data_duplicates.contamination, data_duplicates.leakage):
-    app.command()(search)

@@ -25,9 +25,9 @@ def summary(dataset: Dataset) -> dict[str, str]:
     }
     if dataset.statistics.get("ignored_fields"):
         fields["not used"] = counts(dataset.statistics["ignored_fields"])
-    for name in ("flags", "languages", "made_by"):
+    for name, label in (("flags", "flags"), ("languages", "languages"), ("made_by", "augmented")):
         if dataset.statistics.get(name):
-            fields[name.replace("_", " ")] = counts(dataset.statistics[name])
+            fields[label] = counts(dataset.statistics[name])
     if dataset.statistics.get("split_note"):
         fields["note"] = dataset.statistics["split_note"]
     return fields
@@ -81,5 +81,6 @@ def visible(text: str) -> str:
 
 def why(line: LedgerLine) -> str | None:
     """The reason of a row's fate, how it was changed, and what was found in it."""
-    flags = [f"{flag.check}: {flag.sentence()}" for flag in line.flags or ()]
+    told = () if line.fate == "rejected" else line.flags or ()  # the reason is one of them
+    flags = [f"{flag.check}: {flag.sentence()}" for flag in told]
     return "; ".join([*filter(None, [line.reason]), *(line.changes or ()), *flags]) or None
