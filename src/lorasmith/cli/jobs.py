@@ -97,7 +97,9 @@ def resume_job(context: typer.Context, job: str) -> None:
     workbench = open_workbench(context)
     queued = jobs.queue_again(workbench, jobs.show_job(workbench, job))
     console_err().print(f"{queued.id} is queued", markup=False)
-    hint("lorasmith worker or lorasmith serve runs it; lorasmith train --resume or data augment --resume goes on in this terminal")
+    hint(
+        "lorasmith worker or lorasmith serve runs it; lorasmith train --resume or data augment --resume goes on in this terminal"
+    )
 
 
 @app.command("watch")
