@@ -59,7 +59,7 @@ def make_rows(count: int, tokens: int, shared: int, labelled: int, vocabulary: i
     rows = []
     for number in range(count):
         ids = beginning + [generator.randrange(vocabulary) for _ in range(tokens - shared)]
-        rows.append(RenderedExample(str(number), number, ids, [index >= tokens - labelled for index in range(tokens)]))
+        rows.append(RenderedExample(number, ids, [index >= tokens - labelled for index in range(tokens)]))
     return rows
 
 

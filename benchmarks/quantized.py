@@ -74,7 +74,7 @@ def measure(folder: Path, kind: str, tokens: int, steps: int) -> None:
     generator = random.Random(0)
     rows = [
         RenderedExample(
-            str(number), number, [generator.randrange(8_192) for _ in range(ROW_TOKENS)], [True] * ROW_TOKENS
+            number, [generator.randrange(8_192) for _ in range(ROW_TOKENS)], [True] * ROW_TOKENS
         )
         for number in range(tokens // ROW_TOKENS)
     ]

@@ -43,7 +43,7 @@ IDEAS = {
 
 def rows_of(config: workload.Config, idea: str) -> list[RenderedExample]:
     rows = [
-        RenderedExample(str(number), number, row["input_ids"], [bool(mask) for mask in row["completion_mask"]])
+        RenderedExample(number, row["input_ids"], [bool(mask) for mask in row["completion_mask"]])
         for number, row in enumerate(workload.make_rows(config))
     ]
     if idea == "all labelled":

@@ -41,7 +41,7 @@ def main() -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"], weight_decay=0.0, fused=True)
     rows = [
-        RenderedExample(str(number), number, row["input_ids"], [bool(mask) for mask in row["completion_mask"]])
+        RenderedExample(number, row["input_ids"], [bool(mask) for mask in row["completion_mask"]])
         for number, row in enumerate(protocol.read_rows(settings))
     ]
     load_seconds = protocol.load_seconds()

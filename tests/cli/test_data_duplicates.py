@@ -160,3 +160,32 @@ def test_leakage_finds_held_out_rows_in_train(home: Path, tmp_path: Path) -> Non
     assert [(hit["row"], hit["item"]) for hit in val["hits"]] == [(1, 3)]
     assert (test["items"], test["held"]) == (1, 0)
     assert "holds 1 of 1 item of val: exact 1" in run(home, "leakage", "rows").stdout
+
+
+def test_a_benchmark_without_answers_is_looked_for_with_its_columns_mapped(
+    home: Path, rows: str, tmp_path: Path
+) -> None:
+    benchmark = tmp_path / "turns.jsonl"
+    items = [{"id": 1, "turns": ["Something else entirely?", CLIPS]}, {"id": 2, "turns": ["One?", "Two?", "Three?"]}]
+    benchmark.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    unmapped = error_of(home, "contamination", "rows", "--benchmark", str(benchmark))
+    assert "has the columns id, turns, expected one of" in unmapped.message
+    assert "messages=turns" not in str(unmapped.hint)  # its turns are texts, a conversation's are objects
+    held = [
+        json.loads(
+            run(
+                home, "contamination", "rows", "--benchmark", str(benchmark), "--map", f"text=turns.{turn}", "--json"
+            ).stdout
+        )["hits"]
+        for turn in (0, 1)
+    ]
+    assert [[(hit["row"], hit["item"], hit["kind"]) for hit in hits] for hits in held] == [[], [(7, 1, "exact")]]
+    error = error_of(home, "contamination", "rows", "--benchmark", "rows", "--map", "text=turns.1")
+    assert error.message == "--map is for the columns of a file, and 'rows' is a dataset"
+
+
+def test_a_bad_row_of_a_benchmark_is_named_with_its_place(home: Path, rows: str, tmp_path: Path) -> None:
+    benchmark = tmp_path / "bench.jsonl"
+    benchmark.write_text('{"input": "a", "output": "b"}\n{"input": "a", "output": ""}\n', encoding="utf-8")
+    error = error_of(home, "contamination", "rows", "--benchmark", str(benchmark))
+    assert error.message == (f"{benchmark}:2: row 2, field `output`: found an empty text, expected the answer as text")

@@ -81,7 +81,7 @@ def random_rows(lengths: Iterable[int], *, vocabulary: int = 97, seed: int = 3) 
     for number, length in enumerate(lengths):
         ids = [rng.randrange(3, vocabulary) for _ in range(length)]
         trained = [index >= length // 2 or 3 <= index < length // 4 for index in range(length)]
-        rows.append(RenderedExample(str(number), number + 1, ids, trained))
+        rows.append(RenderedExample(number + 1, ids, trained))
     return rows
 
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import ALL_CHECKS, CHECKS, CheckFailed
-from lorasmith.engine.data.examples import RenderedPart, render_part
+from lorasmith.engine.data.parts import RenderedPart, render_part
 from lorasmith.engine.data.rendering import prompt_ids, render_example
 from lorasmith.files import read_json
 from lorasmith.schemas.data import CheckName, Example

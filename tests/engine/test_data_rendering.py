@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lorasmith.engine.data.examples import render_part
+from lorasmith.engine.data.parts import render_part
 from lorasmith.engine.data.rendering import RenderedExample, prompt_ids, render_example
 from lorasmith.engine.data.templates import TEMPLATES, choose_template
 from lorasmith.errors import InvalidSpec

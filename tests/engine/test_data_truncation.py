@@ -11,8 +11,8 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import CheckFailed
-from lorasmith.engine.data.examples import render_part
 from lorasmith.engine.data.layout import token_layout
+from lorasmith.engine.data.parts import render_part
 from lorasmith.engine.data.rendering import RenderedExample, render_text
 from lorasmith.engine.data.truncation import Rendering, even_lengths, exchanges_of, fit
 from lorasmith.errors import InvalidData, InvalidSpec

@@ -32,7 +32,7 @@ def rendered_examples(count: int) -> list[RenderedExample]:
     for row in range(count):
         length = rng.randrange(2, 40)
         trained = [rng.random() < 0.4 for _ in range(length - 1)] + [True]
-        rows.append(RenderedExample(f"{row}", row, [rng.randrange(2048) for _ in range(length)], trained))
+        rows.append(RenderedExample(row, [rng.randrange(2048) for _ in range(length)], trained))
     return rows
 
 
@@ -63,7 +63,7 @@ def test_perplexity_beyond_a_float_is_absent() -> None:
 
 def test_an_example_without_a_trained_token_is_refused(model: PreTrainedModel) -> None:
     with pytest.raises(InvalidData, match="row 5 has no trained token, so it has no loss"):
-        score_examples(model, [RenderedExample("a", 5, [1, 2], [True, False])], batch_size=1)
+        score_examples(model, [RenderedExample(5, [1, 2], [True, False])], batch_size=1)
 
 
 def test_a_model_with_broken_weights_is_named(qwen2_folder: Path) -> None:

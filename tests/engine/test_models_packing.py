@@ -17,7 +17,7 @@ rows_of_ids = st.lists(row_ids, min_size=1, max_size=8)
 
 
 def as_rows(ids: list[list[int]]) -> list[RenderedExample]:
-    return [RenderedExample(str(n), n, row, [(n + i) % 3 > 0 for i in range(len(row))]) for n, row in enumerate(ids)]
+    return [RenderedExample(n, row, [(n + i) % 3 > 0 for i in range(len(row))]) for n, row in enumerate(ids)]
 
 
 @given(rows_of_ids)

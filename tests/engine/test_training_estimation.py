@@ -210,7 +210,7 @@ def test_what_fails_in_a_rehearsal_is_said() -> None:
 
 
 def test_records_are_the_growing_batches_and_the_largest() -> None:
-    rows = [RenderedExample(str(n), n, [1] * n, [True] * n) for n in (100, 105, 300, 120, 310)]
+    rows = [RenderedExample(n, [1] * n, [True] * n) for n in (100, 105, 300, 120, 310)]
     assert records(iter([[0], [1], [2], [3], [4]]), rows) == [[0], [2], [4]]  # 105 is no growth, 310 is the largest
 
 

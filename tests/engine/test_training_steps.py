@@ -37,7 +37,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_padding_is_known_by_length_not_by_its_id() -> None:
-    rows = [RenderedExample("a", 1, [5, 6, 0], [False, True, True]), RenderedExample("b", 2, [7, 0], [False, True])]
+    rows = [RenderedExample(1, [5, 6, 0], [False, True, True]), RenderedExample(2, [7, 0], [False, True])]
     ids, labels = pad_batch(rows, pad_id=0)
     assert ids.shape == labels.shape == (2, LENGTH_STEP)
     assert ids[:, :3].tolist() == [[5, 6, 0], [7, 0, 0]]
@@ -46,7 +46,7 @@ def test_padding_is_known_by_length_not_by_its_id() -> None:
 
 
 def test_lengths_are_rounded_up_so_that_few_shapes_occur() -> None:
-    shapes = {pad_batch([RenderedExample("a", 1, [1] * n, [True] * n)], pad_id=0)[0].shape for n in range(1, 33)}
+    shapes = {pad_batch([RenderedExample(1, [1] * n, [True] * n)], pad_id=0)[0].shape for n in range(1, 33)}
     assert shapes == {(1, LENGTH_STEP), (1, 2 * LENGTH_STEP)}
 
 
@@ -82,8 +82,8 @@ def test_a_short_run_still_reaches_its_peak_and_saves() -> None:
 
 
 def test_the_pad_id_never_reaches_the_loss() -> None:
-    row = RenderedExample("a", 1, [5, 6], [False, True])
-    longer = RenderedExample("b", 2, [5, 6, 7, 8], [False, True, True, True])
+    row = RenderedExample(1, [5, 6], [False, True])
+    longer = RenderedExample(2, [5, 6, 7, 8], [False, True, True, True])
     _, labels = pad_batch([row, longer], pad_id=6)
     assert torch.equal(labels[0, :4], torch.tensor([IGNORED, 6, IGNORED, IGNORED]))
 

@@ -151,7 +151,9 @@ def test_rows_of_one_group_that_name_two_parts_fall_where_they_say_and_are_repor
 def test_named_parts_that_leave_nothing_for_train_are_refused() -> None:
     with pytest.raises(InvalidData) as caught:
         split_examples(examples_with("abc"), {1: "test", 2: "val", 3: "test"}, spec_of())
-    assert caught.value.message == "no row is left for train: all 3 ask for another part in their field `split`"
+    assert caught.value.message == (
+        "no row is left for train: all 3 ask for another part, in their field `split` or by the name of their file or folder"
+    )
 
 
 def split_labelled(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_duplicates, data_versions
+from lorasmith.cli import data_augmentation, data_duplicates, data_validation, data_versions
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
+    MENDS,
     domain_names,
     import_spec,
     known_fate,
@@ -40,7 +41,6 @@ File = Annotated[
         metavar="SOURCE", help="JSON, JSON Lines, CSV or Parquet file, a folder of them, a saved dataset or hub id"
     ),
 ]
-MENDS = "control-characters, mojibake or join-turns"
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")]
 Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
 Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
@@ -360,7 +360,12 @@ def show_domains(prepared: dict[str, dict[str, Any]]) -> None:
     print_table(columns, rows)
 
 
-for command in (data_duplicates.duplicates, data_duplicates.contamination, data_duplicates.leakage):
+for command in (
+    data_validation.validate,
+    data_duplicates.duplicates,
+    data_duplicates.contamination,
+    data_duplicates.leakage,
+):
     app.command()(command)
 for making_versions in (
     data_versions.dedup,
@@ -370,3 +375,5 @@ for making_versions in (
     data_versions.replay,
 ):
     app.command()(making_versions)
+for augmentation in (data_augmentation.augment, data_augmentation.review):
+    app.command()(augmentation)

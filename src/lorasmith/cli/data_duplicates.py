@@ -81,17 +81,23 @@ def contamination(
         bool, typer.Option("--reject", help="Take such rows out of every part, as a new version")
     ] = False,
     new_name: NewName = None,
+    map: Annotated[list[str] | None, typer.Option("--map", help="Columns of a file, as in import: text=prompt")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show rows that hold items of a benchmark, or take them out"""
     if reject and part:
         raise InvalidSpec("--reject takes rows out of every part: leave --part out")
+    from lorasmith.services.data_mapping import parse_mapping
+
+    columns = parse_mapping(map or [])
     if reject:
-        decontaminate(context, name, benchmark, similarity, new_name, as_json)
+        decontaminate(context, name, benchmark, similarity, columns, new_name, as_json)
         return
     from lorasmith.services.data_duplicates.leaks import find_contamination
 
-    report = find_contamination(open_workbench(context), name, benchmark, known_part(part or "train"), similarity)
+    report = find_contamination(
+        open_workbench(context), name, benchmark, known_part(part or "train"), similarity, columns
+    )
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
@@ -108,7 +114,7 @@ def leakage(
 ) -> None:
     """Show rows of train that hold rows of val or test, or take them out"""
     if reject:
-        decontaminate(context, name, None, similarity, new_name, as_json)
+        decontaminate(context, name, None, similarity, {}, new_name, as_json)
         return
     from lorasmith.services.data_duplicates.leaks import find_leakage
 
@@ -121,12 +127,18 @@ def leakage(
 
 
 def decontaminate(
-    context: typer.Context, name: str, benchmark: str | None, similarity: float, new_name: str | None, as_json: bool
+    context: typer.Context,
+    name: str,
+    benchmark: str | None,
+    similarity: float,
+    columns: dict[str, str],
+    new_name: str | None,
+    as_json: bool,
 ) -> None:
     from lorasmith.services.data_decontamination import decontaminate
 
-    done = decontaminate(open_workbench(context), name, benchmark, similarity, new_name=checked_name(new_name))
-    show_redecision(done, as_json)
+    workbench, new_name = open_workbench(context), checked_name(new_name)
+    show_redecision(decontaminate(workbench, name, benchmark, similarity, columns, new_name=new_name), as_json)
 
 
 def show_contamination(report: ContaminationReport) -> None:

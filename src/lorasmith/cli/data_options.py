@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 FORMATS = (
     "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification, summarization, preference or kto"
 )
+MENDS = "control-characters, mojibake or join-turns"
 
 
 def preparation_spec(
@@ -48,13 +49,9 @@ def import_spec(
 ) -> DataImportSpec:
     from pydantic import ValidationError
 
-    from lorasmith.schemas.data import DataImportSpec, Mend
+    from lorasmith.schemas.data import DataImportSpec
 
-    options = {**checked_options(format, split, exact, salt, max_rejected), **(checks or {})}
-    for mend in options.get("mend", ()):
-        one_of("--mend", mend, get_args(Mend))
-    for finding in options.get("reject", ()):
-        known_finding(finding, "--reject")
+    options = {**checked_options(format, split, exact, salt, max_rejected), **known_checks(checks or {})}
     try:
         return DataImportSpec.model_validate({"name": name, **options})
     except ValidationError:
@@ -65,18 +62,44 @@ def import_spec(
         ) from None
 
 
+def validation_spec(format: str, max_rejected: float, checks: dict[str, Any]) -> DataPreparationSpec:
+    """What `data validate` asks: an import's checks, without its name and its split."""
+    from lorasmith.schemas.data import DataPreparationSpec
+
+    known = {"format": known_row_format(format), "max_rejected_share": known_share(max_rejected)}
+    return DataPreparationSpec.model_validate({**known, **known_checks(checks)})
+
+
+def known_checks(checks: dict[str, Any]) -> dict[str, Any]:
+    from lorasmith.schemas.data import Mend
+
+    for mend in checks.get("mend", ()):
+        one_of("--mend", mend, get_args(Mend))
+    for finding in checks.get("reject", ()):
+        known_finding(finding, "--reject")
+    return checks
+
+
 def checked_options(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> dict[str, Any]:
+    known = {"format": known_row_format(format), "max_rejected_share": known_share(max_rejected)}
+    return {**known, "split": parse_split(split), "exact": exact, "salt": salt}
+
+
+def known_row_format(text: str) -> str:
     from lorasmith.schemas.data import DatasetFormat
 
     formats = ["auto", *(format.value for format in DatasetFormat)]
-    if format not in formats:
-        raise InvalidSpec(f"--format must be {FORMATS}, got {format!r}{did_you_mean(format, formats)}")
+    if text not in formats:
+        raise InvalidSpec(f"--format must be {FORMATS}, got {text!r}{did_you_mean(text, formats)}")
+    return text
+
+
+def known_share(max_rejected: float) -> float:
     if not 0 <= max_rejected <= 1:
         raise InvalidSpec(
             f"--max-rejected must be a share from 0 to 1, got {max_rejected:g}", hint="--max-rejected 0.05"
         )
-    shares = parse_split(split)
-    return {"format": format, "split": shares, "exact": exact, "salt": salt, "max_rejected_share": max_rejected}
+    return max_rejected
 
 
 def limits(option: str, given: list[str]) -> dict[str, int]:

@@ -97,6 +97,22 @@ class Message(BaseModel):
         return self.model_dump(exclude_none=True, exclude={"weight"})
 
 
+class MadeBy(BaseModel):
+    """Where an example comes from that a teacher wrote or changed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    teacher: str = Field(description="Model that wrote it.")
+    host: str = Field(description="Of the endpoint.")
+    source: str = Field(description="Id of the example that it was made from.")
+    prompt: str = Field(description="Method and version of the prompt.")
+    job: str
+    time: datetime = Field(description="When the answer came.")
+    accepted_by: str | None = None
+    edited: bool | None = None
+
+
 class Example(BaseModel):
     """One canonical row: a conversation, or a plain text of which each token is trained.
 
@@ -114,6 +130,7 @@ class Example(BaseModel):
     chosen: list[Message] | None = None
     rejected: list[Message] | None = None
     desirable: bool | None = None
+    made_by: MadeBy | None = None
 
     @model_validator(mode="after")
     def either_messages_or_text(self) -> Example:
@@ -159,7 +176,10 @@ STAYS = (Fate.KEPT, Fate.CHANGED, Fate.CUT)  # fates of rows that have an exampl
 
 
 class Finding(BaseModel):
-    """One thing about one row: which field, what was found there, what was expected."""
+    """One thing about one row: which field (`row` for the whole of it), what was found there, what was expected.
+
+    `unusable`: no example can be made of the row.
+    """
 
     check: FindingName
     field: str
@@ -167,7 +187,8 @@ class Finding(BaseModel):
     expected: str
 
     def sentence(self) -> str:
-        return f"field `{self.field}`: found {self.found}, expected {self.expected}"
+        where = "" if self.field == "row" else f"field `{self.field}`: "
+        return f"{where}found {self.found}, expected {self.expected}"
 
 
 class LedgerLine(BaseModel):
@@ -175,7 +196,7 @@ class LedgerLine(BaseModel):
 
     `changes` says how a changed row was mended; `cut_tokens` how many tokens were cut; `similarity` (0 to 1) how near a
     near duplicate is to `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was
-    found in a row that stays; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part
+    found in a row that stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part
     that the row itself asks for, `own_group` its group where it was joined with others.
     """
 
@@ -278,6 +299,7 @@ class Dataset(BaseModel):
 
     id: str
     name: str
+    description: str | None = None
     format: DatasetFormat
     format_reason: str
     kind: DatasetKind = "sft"
@@ -295,6 +317,7 @@ class Dataset(BaseModel):
     fates: dict[Fate, int] = Field(description="Input rows of each fate; together they are all rows of the source.")
     statistics: dict[str, Any] = Field(default_factory=dict)
     created_at: datetime = Field(default_factory=now)
+    updated_at: datetime | None = Field(default=None, description="When name or description were changed last.")
 
     @property
     def plain_name(self) -> str:

@@ -75,11 +75,13 @@ class LanguageCheck:
         self.wanted = wanted
 
     def language(self, example: Example) -> str:
-        answer = (example.chosen or [])[-1].content if example.chosen else example.answer()
-        letters = re.sub(r"[\W\d_]+", " ", answer).strip()
+        return self.language_of((example.chosen or [])[-1].content if example.chosen else example.answer())
+
+    def language_of(self, text: str) -> str:
+        letters = re.sub(r"[\W\d_]+", " ", text).strip()
         if len(letters) < LANGUAGE_MIN_CHARS:
             return UNKNOWN
-        return str(self.identifier.classify(answer[:LANGUAGE_CHARS])[0])
+        return str(self.identifier.classify(text[:LANGUAGE_CHARS])[0])
 
     def check(self, language: str) -> Iterator[Finding]:
         if language != UNKNOWN and language not in self.wanted:

@@ -11,9 +11,9 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -33,9 +33,9 @@ from lorasmith.schemas.data import (
 from lorasmith.services.data_checks import ContextCheck, LanguageCheck, check_lengths, check_texts
 from lorasmith.services.data_conversion import convert, duplicate_digest, explicit_part, ignored_fields
 from lorasmith.services.data_decision import check_decision, decide_rows, fate_counts
-from lorasmith.services.data_formats import SHAPES, detect_format
+from lorasmith.services.data_detection import detect_source, first_rows
 from lorasmith.services.data_index import ImportIndex
-from lorasmith.services.data_mapping import apply_mapping, check_mapping
+from lorasmith.services.data_mapping import apply_mapping
 from lorasmith.services.data_mending import mended
 from lorasmith.services.data_parts import LEDGER, ReadRows, lines
 from lorasmith.services.data_progress import REPORT_EVERY_ROWS, Progress, Report, silent
@@ -44,8 +44,6 @@ from lorasmith.services.data_rows import BrokenRow, RawRow
 from lorasmith.services.data_split import group_position
 from lorasmith.services.data_turns import BadRow
 
-DETECTION_ROWS = 1000
-DETECTION_CHARS = 16 * 1024 * 1024
 SHOWN_FINDINGS = 3
 COMMIT_EVERY_S = 5.0
 ROWS = "rows.jsonl"
@@ -93,28 +91,7 @@ def curate(path: Path, spec: DataPreparationSpec) -> CuratedData:
         return CuratedData(work.detection, parts, ledger, statistics)
 
 
-def first_rows(rows: Iterator[RawRow | BrokenRow]) -> list[RawRow | BrokenRow]:
-    """Those that the format is found from; fewer where they are long."""
-    head: list[RawRow | BrokenRow] = []
-    size = 0
-    for row in islice(rows, DETECTION_ROWS):
-        head.append(row)
-        size += sum(len(value) for value in getattr(row, "values", {}).values() if isinstance(value, str | list))
-        if size > DETECTION_CHARS:
-            break
-    return head
-
-
-def detect_source(source: Source, head: list[RawRow | BrokenRow], spec: DataPreparationSpec) -> Detection:
-    """The format of a source whose first rows are `head`, with the columns that `spec` maps. Raises where there is none."""
-    sample = [row.values for row in head if isinstance(row, RawRow)]
-    if not sample:
-        assert isinstance(head[0], BrokenRow)
-        raise head[0].error()
-    fields = [name for shape in SHAPES for name in (*shape.required, *shape.optional)]
-    check_mapping(sample, spec.column_map, fields, str(source.path))
-    mapped = [apply_mapping(values, spec.column_map) for values in sample]
-    return detect_format(mapped, file=str(source.path), wanted=spec.format)
+Follow = Callable[[LedgerLine], None]
 
 
 class Curation:
@@ -128,8 +105,15 @@ class Curation:
         *,
         context: ContextCheck | None = None,
         key: str = "",
+        follow: Follow | None = None,
     ) -> None:
-        """`key` says what is imported and how; what another one left in the folder is thrown away."""
+        """`key` says what is imported and how; what another one left in the folder is thrown away.
+
+        With `follow` nothing is kept for a dataset: it is given the ledger line by line, and `strict` does not stop
+        the reading, `objection` says what it would have stopped at.
+        """
+        self.follow = follow
+        self.objection: InvalidData | None = None
         self.source = source
         self.spec = spec
         self.context = context
@@ -238,23 +222,29 @@ class Curation:
         """The fate of one row."""
         if isinstance(row, BrokenRow):
             if self.spec.strict:
-                raise row.error()
-            self.reject(row, None, row.sentence)
+                self.stop_at(row.error())
+            finding = Finding(
+                check="unusable", field="row", found=row.found.removeprefix("found "), expected=row.expected
+            )
+            self.reject(row, None, row.sentence, [finding])
         else:
             try:
                 self.curate(row)
             except BadRow as problem:
                 if self.spec.strict:
-                    raise self.strict_error(row, problem.message) from None
-                self.reject(row, problem.field, problem.message)
+                    self.stop_at(self.strict_error(row, problem.message))
+                self.reject(row, problem.field, problem.message, problem.findings)
         self.rows = row.number
 
     def curate(self, row: RawRow) -> None:
         assert self.found_format is not None
-        values, changes = mended(apply_mapping(row.values, self.spec.column_map), self.spec.mend)
-        part = explicit_part(values) or row.part
-        example = convert(RawRow(row.number, row.line, values), self.found_format.format)
-        self.ignored.update(ignored_fields(values, self.found_format.format))
+        changes: list[str] = []
+        values, example, part = row.values, row.example, row.part
+        if example is None:
+            values, changes = mended(apply_mapping(values, self.spec.column_map), self.spec.mend)
+            part = explicit_part(values) or part
+            example = convert(RawRow(row.number, row.line, values), self.found_format.format)
+            self.ignored.update(ignored_fields(values, self.found_format.format))
         details: dict[str, Any] = {}
         findings = [*check_lengths(values, self.spec), *check_texts(example)]
         if self.language:
@@ -283,7 +273,8 @@ class Curation:
             flags=findings or None,
             **details,
         )
-        self.row_file.write(example.model_dump_json(exclude_none=True).encode() + b"\n")
+        if self.follow is None:
+            self.row_file.write(example.model_dump_json(exclude_none=True).encode() + b"\n")
         self.index.add_to_group(example.group, group_position(example.group, self.spec.salt), part)
         if part is not None:
             self.pinned[part] += 1
@@ -292,44 +283,47 @@ class Curation:
         """Raise for a finding that rejects the row: a limit that was given, or a check that the spec names."""
         for finding in findings:
             if self.spec.strict:
-                raise self.strict_error(row, f"{finding.sentence()} (check `{finding.check}`)")
+                self.stop_at(self.strict_error(row, f"{finding.sentence()} (check `{finding.check}`)"))
             if finding.check in ("too-short", "too-long") or finding.check in self.spec.reject:
-                raise BadRow(finding.field, finding.found, finding.expected)
+                raise BadRow(finding.field, finding.found, finding.expected, findings)
+
+    def stop_at(self, error: InvalidData) -> None:
+        if self.follow is None:
+            raise error from None
+        self.objection = self.objection or error
 
     def strict_error(self, row: RawRow, sentence: str) -> InvalidData:
         return InvalidData(
-            f"{self.place(row)}: row {row.number}, {sentence}", hint="mend the row, or leave --strict out"
+            f"{self.source.place(row)}: row {row.number}, {sentence}", hint="mend the row, or leave --strict out"
         )
 
-    def place(self, row: RawRow | BrokenRow) -> str:
-        path = self.source.path / row.file if self.source.path.is_dir() else self.source.path
-        return f"{path}:{row.line}" if row.line is not None else str(path)
-
-    def reject(self, row: RawRow | BrokenRow, field: str | None, sentence: str) -> None:
-        if len(self.shown) < SHOWN_FINDINGS:
-            self.shown.append(f"  {self.place(row)}: row {row.number}, {sentence}")
-        self.add(row, Fate.REJECTED, field=field, reason=sentence)
+    def reject(self, row: RawRow | BrokenRow, field: str | None, sentence: str, findings: Sequence[Finding]) -> None:
+        if self.follow is None and len(self.shown) < SHOWN_FINDINGS:
+            self.shown.append(f"  {self.source.place(row)}: row {row.number}, {sentence}")
+        self.add(row, Fate.REJECTED, field=field, reason=sentence, flags=findings)
 
     def add(self, row: RawRow | BrokenRow, fate: Fate, **details: Any) -> None:
         line = LedgerLine(row=row.number, file=row.file, line=row.line, fate=fate, **details)
-        self.ledger_file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
+        if self.follow is not None:
+            self.follow(line)
+        else:
+            self.ledger_file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
         self.fates[fate.value] += 1
 
     def check_share(self) -> None:
-        rejected = self.fates[Fate.REJECTED.value]
-        share = rejected / self.rows
-        if share <= self.spec.max_rejected_share and rejected < self.rows:
+        rejected, rows = self.fates[Fate.REJECTED.value], self.fates.total()
+        share = rejected / rows
+        if share <= self.spec.max_rejected_share and rejected < rows:
             return
-        findings = list(self.shown)
-        if rejected > len(findings):
-            findings.append(f"  and {rejected - len(findings)} more")
-        nothing_left = rejected == self.rows
+        more = [f"  and {rejected - len(self.shown)} more"] if rejected > len(self.shown) else []
+        listed = ":\n" + "\n".join(self.shown + more) if self.shown else ""
+        nothing_left = rejected == rows
         limit = (
             "so nothing is left" if nothing_left else f"more than the allowed share of {self.spec.max_rejected_share:g}"
         )
         enough = max(0.05, math.ceil(share * 100) / 100)
         raise InvalidData(
-            f"{rejected} of {self.rows} rows of {self.source.path} cannot be used, {limit}:\n" + "\n".join(findings),
+            f"{rejected} of {rows} rows of {self.source.path} cannot be used, {limit}" + listed,
             hint="mend the rows"
             if nothing_left
             else f"mend the rows, or leave them out, with a line each in the ledger: --max-rejected {enough:.2f}",

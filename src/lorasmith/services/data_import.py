@@ -29,9 +29,18 @@ if TYPE_CHECKING:
 GOES_ON = "the same command goes on where this one stopped"
 
 
-def import_dataset(workbench: Workbench, path: Path, spec: DataImportSpec, report: Report = silent) -> Dataset:
+def import_dataset(
+    workbench: Workbench,
+    path: Path,
+    spec: DataImportSpec,
+    report: Report = silent,
+    *,
+    dataset_id: str | None = None,
+    description: str | None = None,
+) -> Dataset:
     """The dataset of a source. The same source under the same name and spec gives the dataset that is there already.
 
+    `dataset_id` is the id that somebody was told before the import began.
     Ctrl-C raises `Interrupted`, a full disk `DiskFull`, and what was read is left under a hidden name, as after a crash:
     the same call goes on from there.
     """
@@ -47,19 +56,27 @@ def import_dataset(workbench: Workbench, path: Path, spec: DataImportSpec, repor
         Curation(folder, source, spec, context=context, key=key) as work,
     ):
         work.read(report)
-        return store(workbench, work, source_sha256, spec, report)
+        return store(workbench, work, source_sha256, spec, report, dataset_id or new_id("dataset"), description)
 
 
-def store(workbench: Workbench, work: Curation, source_sha256: str, spec: DataImportSpec, report: Report) -> Dataset:
-    dataset_id = new_id("dataset")
+def store(
+    workbench: Workbench,
+    work: Curation,
+    source_sha256: str,
+    spec: DataImportSpec,
+    report: Report,
+    dataset_id: str,
+    description: str | None,
+) -> Dataset:
     folder = workbench.path(f"datasets/{dataset_id}")
-    with staged_folder(folder) as staging:
+    with staged_folder(folder, replace=True) as staging:  # a crash before the row left a folder with this id
         statistics = work.write(staging, report)
         sha256 = content_digest(staging)
         read = StepInput(kind="source", name=source_name(work.source.path), sha256=source_sha256)
         dataset = Dataset(
             id=dataset_id,
             name=spec.name,
+            description=description,
             format=work.detection.format,
             format_reason=work.detection.reason,
             kind=work.detection.format.kind,

@@ -8,7 +8,8 @@ from pathlib import Path
 from lorasmith.errors import Interrupted, InvalidData, JobFailed, NotFound
 from lorasmith.files import new_id
 from lorasmith.jobs.folder import EventReader, write_order
-from lorasmith.jobs.runner import follow, start_engine
+from lorasmith.jobs.processes import start_engine
+from lorasmith.jobs.runner import follow
 from lorasmith.schemas.data import PARTS, DataPreparationSpec, Example, LabelInputs, LabelReport, LabelSpec, Part
 from lorasmith.schemas.jobs import JobKind, JobOrder
 from lorasmith.services.data import read_examples, write_lines

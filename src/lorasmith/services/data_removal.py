@@ -13,6 +13,7 @@ from lorasmith.files import read_json
 from lorasmith.jobs.folder import ORDER
 from lorasmith.schemas.data import Dataset
 from lorasmith.schemas.data_lineage import User
+from lorasmith.services.data import tokens_folder
 from lorasmith.services.data_versions import require_version, versions_of
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def remove_dataset(workbench: Workbench, name: str, *, force: bool = False) -> l
     if left and all(one.name != plain_name for one in left):
         workbench.datasets.save(left[-1].model_copy(update={"name": plain_name}))
     for dataset in removed:
-        folder = workbench.path(dataset.folder)
-        if folder.exists():
-            shutil.rmtree(folder)
+        for folder in (workbench.path(dataset.folder), tokens_folder(workbench, dataset.id)):
+            if folder.exists():
+                shutil.rmtree(folder)
     return removed
 
 

@@ -55,8 +55,9 @@ def assign_parts(
     total = run("SELECT coalesce(sum(rows), 0) FROM groups").fetchone()[0]
     if total and not free_rows.get("train") and "train" not in pinned_parts:
         raise InvalidData(
-            f"no row is left for train: all {total} ask for another part in their field `split`",
-            hint="take the field `split` out of some rows, or set it to train",
+            f"no row is left for train: all {total} ask for another part, in their field `split` or by the name of their "
+            "file or folder",
+            hint="set the field `split` of some rows to train, or import one of the files by itself",
         )
     spread = run("SELECT count(*) FROM groups WHERE spread").fetchone()[0]
     if spread:

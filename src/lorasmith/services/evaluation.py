@@ -40,6 +40,6 @@ def evaluate(workbench: Workbench, spec: EvaluationSpec, watch: Watch) -> Evalua
         training_events=str(workbench.path(job_of_adapter.folder) / "events.jsonl") if job_of_adapter else None,
     )
     name = f"{adapter.name if adapter else model.name} on {dataset.name}"
-    job = create_job(workbench, JobKind.EVALUATION, name, spec.model_dump(), inputs.model_dump())
+    job = create_job(workbench, JobKind.EVALUATION, name, spec.model_dump(), inputs.model_dump(), auto_resume=False)
     finished = run_in_foreground(workbench, job, watch)
     return workbench.evaluations.require(Evaluation.model_validate(finished.result).id)

@@ -72,10 +72,8 @@ class RowChecks:
             self.overridden.append(check)
 
 
-def failure_of(failures: list[CheckFailed], rows: int) -> CheckFailed:
+def failure_of(first: CheckFailed, counts: Counter[CheckName], rows: int) -> CheckFailed:
     """One error for the failures of a part: the first row of the first check, how many rows, and the other checks."""
-    first = failures[0]
-    counts = Counter(failure.check for failure in failures)
     others = "".join(f"; check `{check}` {count}" for check, count in counts.items() if check != first.check)
     return CheckFailed(
         first.check, first.row, first.sentence, share=f", failed by {counts[first.check]} of {rows} rows{others}"

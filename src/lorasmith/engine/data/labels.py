@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import CHECKS, CheckFailed
-from lorasmith.engine.data.examples import read_examples, trained_ones
+from lorasmith.engine.data.examples import read_examples
 from lorasmith.engine.data.layout import token_layout
+from lorasmith.engine.data.parts import trained_ones
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.data.truncation import Fitted, Rendering, fit

@@ -8,7 +8,7 @@ server sends as the prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,7 +26,6 @@ Tools = list[dict[str, Any]]
 class RenderedExample:
     """`ids` are the tokens; `trained[i]` says whether token i carries loss (is predicted from those before it)."""
 
-    example_id: str
     row: int
     ids: list[int]
     trained: list[bool]
@@ -46,6 +45,10 @@ class Turn:
     answer: str
     served: str
     trained: bool
+
+    def compared(self) -> list[str]:
+        """The served text, where it is more than the context and so might have other tokens than its pieces."""
+        return [self.served] if self.served != self.context else []
 
 
 def render_text(
@@ -68,6 +71,23 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, add_special_tokens: bool
+) -> list[list[int]]:
+    """The ids of each text as the tokenizer gives them one by one, over all cores where it is a Rust one."""
+    if not texts:
+        return []
+    if not tokenizer.is_fast:
+        return [list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]) for text in texts]
+    rust = tokenizer.backend_tokenizer
+    if rust.truncation is not None:
+        rust.no_truncation()
+    if rust.padding is not None:
+        rust.no_padding()
+    rust.encode_special_tokens = tokenizer.split_special_tokens
+    return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+
+
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
 ) -> list[int]:
@@ -75,20 +95,84 @@ def prompt_ids(
     return encode(tokenizer, render_text(tokenizer, messages, prompt=True, tools=tools))
 
 
+@dataclass(frozen=True)
+class Draft:
+    """An example as text. A plain text has no turns."""
+
+    example: Example
+    checks: RowChecks
+    turns: list[Turn]
+
+    def texts(self) -> list[str]:
+        """What is tokenised, in the order in which `assemble` takes it."""
+        return [text for turn in self.turns for text in (turn.context, turn.answer, *turn.compared())]
+
+
 def render_example(
     tokenizer: PreTrainedTokenizerBase, example: Example, stop_ids: set[int], allow: Collection[CheckName] = ()
 ) -> RenderedExample:
     """Ids and trained flags of one example. Raises `CheckFailed` for the first check that fails and is not in `allow`."""
-    if example.messages is None:
-        return render_completion(tokenizer, example)
+    return render_examples(tokenizer, [example], stop_ids, allow)[0]
+
+
+def render_examples(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    stop_ids: set[int],
+    allow: Collection[CheckName] = (),
+) -> list[RenderedExample]:
+    """Each example as `render_example` gives it, tokenised together."""
+    drafts = [draft(tokenizer, example, allow) for example in examples]
+    return assemble(tokenizer, drafts, encode_drafts(tokenizer, drafts), stop_ids)
+
+
+def draft(tokenizer: PreTrainedTokenizerBase, example: Example, allow: Collection[CheckName]) -> Draft:
     checks = RowChecks(example.row, allow)
+    if example.messages is None:
+        return Draft(example, checks, [])
     check_special_tokens(tokenizer, example.messages, checks)
+    return Draft(example, checks, answered_turns(tokenizer, example, checks))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of the texts of conversations, and of plain texts with what the tokenizer adds to them, in order."""
+
+    turns: list[list[int]]
+    plain: list[list[int]]
+
+
+def encode_drafts(tokenizer: PreTrainedTokenizerBase, drafts: Sequence[Draft]) -> Encoded:
+    plain = [draft.example.text or "" for draft in drafts if draft.example.messages is None]
+    return Encoded(
+        encode_texts(tokenizer, [text for draft in drafts for text in draft.texts()], add_special_tokens=False),
+        encode_texts(tokenizer, plain, add_special_tokens=True),
+    )
+
+
+def assemble(
+    tokenizer: PreTrainedTokenizerBase,
+    drafts: Sequence[Draft],
+    encoded: Encoded,
+    stop_ids: set[int],
+) -> list[RenderedExample]:
+    """The examples of drafts from what `encode_drafts` gives for them."""
+    turns, plain = iter(encoded.turns), iter(encoded.plain)
+    return [
+        completion(tokenizer, one.example, next(plain))
+        if one.example.messages is None
+        else assemble_turns(one, turns, stop_ids)
+        for one in drafts
+    ]
+
+
+def assemble_turns(draft: Draft, encoded: Iterator[list[int]], stop_ids: set[int]) -> RenderedExample:
+    checks = draft.checks
     ids: list[int] = []
     trained: list[bool] = []
-    for turn in answered_turns(tokenizer, example, checks):
-        context = encode(tokenizer, turn.context)
-        answer = encode(tokenizer, turn.answer)
-        if turn.context != turn.served and ids + context != encode(tokenizer, turn.served):
+    for turn in draft.turns:
+        context, answer, *served = [next(encoded) for _ in range(2 + len(turn.compared()))]
+        if served and ids + context != served[0]:
             checks.fail(
                 "prompt-differs-when-served", "the prompt has other token ids in training than when it is served"
             )
@@ -103,7 +187,7 @@ def render_example(
             stop = len(answer) - 1
         ids += context + answer
         trained += [False] * len(context) + [turn.trained and position <= stop for position in range(len(answer))]
-    return RenderedExample(example.id, example.row, ids, trained, tuple(checks.overridden))
+    return RenderedExample(draft.example.row, ids, trained, tuple(checks.overridden))
 
 
 def answered_turns(tokenizer: PreTrainedTokenizerBase, example: Example, checks: RowChecks) -> list[Turn]:
@@ -147,14 +231,13 @@ def last_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], t
     return Turn(after[:shared], after[shared:], served, messages[last].is_trained)
 
 
-def render_completion(tokenizer: PreTrainedTokenizerBase, example: Example) -> RenderedExample:
+def completion(tokenizer: PreTrainedTokenizerBase, example: Example, ids: list[int]) -> RenderedExample:
     """Plain text: each token trained, and the end token added unless it is there."""
-    ids: list[int] = list(tokenizer(example.text or "")["input_ids"])
     if tokenizer.eos_token_id is None:
         raise InvalidSpec("this tokenizer has no end-of-sequence token, so a text could never stop")
     if not ids or ids[-1] != tokenizer.eos_token_id:
-        ids.append(int(tokenizer.eos_token_id))
-    return RenderedExample(example.id, example.row, ids, [True] * len(ids))
+        ids = [*ids, int(tokenizer.eos_token_id)]
+    return RenderedExample(example.row, ids, [True] * len(ids))
 
 
 def check_special_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], checks: RowChecks) -> None:

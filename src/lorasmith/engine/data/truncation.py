@@ -54,7 +54,7 @@ class Fitted:
             return self.whole
         trained = [self.whole.trained[position] and index >= self.context for index, position in enumerate(self.kept)]
         ids = [self.whole.ids[position] for position in self.kept]
-        return RenderedExample(self.whole.example_id, self.whole.row, ids, trained, self.whole.overridden)
+        return RenderedExample(self.whole.row, ids, trained, self.whole.overridden)
 
 
 def fit(how: Rendering, example: Example, row: RenderedExample, too_long: TooLong) -> list[Fitted]:

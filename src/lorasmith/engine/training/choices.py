@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.data.rows import row_lengths
 from lorasmith.engine.models.elementwise import can_compile
 from lorasmith.engine.models.families import Decoder, NotPacked, pack_weights, packing_bytes
 from lorasmith.engine.models.precision import Precision, choose_memory
@@ -74,7 +75,7 @@ def choose_computation(
     tokenizer: PreTrainedTokenizerBase,
     settings: TrainingSettings,
     precision: Precision,
-    rows: list[RenderedExample],
+    rows: Sequence[RenderedExample],
     report: Reporter,
 ) -> Computation:
     """The packed decoder where it knows the model and agrees with it, else PEFT, with the reason in the log."""
@@ -85,7 +86,7 @@ def choose_computation(
         base: Any = model.get_base_model()
         if settings.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
-        if max(len(row.ids) for row in rows) <= SHORT_ROW_TOKENS:
+        if max(row_lengths(rows)) <= SHORT_ROW_TOKENS:
             base.set_attn_implementation("eager")
         return PeftComputation(
             model,
@@ -113,19 +114,21 @@ def choose_computation(
     )
 
 
-def choose_compile(settings: TrainingSettings, decoder: Decoder, rows: list[RenderedExample]) -> Literal["on", "off"]:
+def choose_compile(
+    settings: TrainingSettings, decoder: Decoder, rows: Sequence[RenderedExample]
+) -> Literal["on", "off"]:
     """on where it was asked for, or where there is a compiler and the run is long enough to win the time back."""
     if settings.compile != "auto":
         return settings.compile
     weights = sum(
         update.B.numel() // update.B.shape[1] * update.A.shape[1] for g in decoder.groups for update in g.updates
     )
-    flops = 4 * weights * sum(len(row.ids) for row in rows) * settings.num_epochs
+    flops = 4 * weights * sum(row_lengths(rows)) * settings.num_epochs
     return "on" if can_compile() and flops > WORTH_COMPILING else "off"
 
 
 def prefix_cache(
-    choices: Choices, decoder: Decoder, settings: TrainingSettings, rows: list[RenderedExample]
+    choices: Choices, decoder: Decoder, settings: TrainingSettings, rows: Sequence[RenderedExample]
 ) -> PrefixCache | None:
     """A cache for the layers below the lowest adapter, where there are any and an epoch will read it."""
     lowest = next(number for number, layer in enumerate(decoder.layers) if layer.trained)
@@ -138,5 +141,4 @@ def prefix_cache(
 
     # a resumed run must keep the same rows, as they decide the micro-batches, and the disk is another by then
     limit_bytes = choices.once("prefix_cache_bytes", limit)
-    lengths = [len(row.ids) for row in rows]
-    return PrefixCache(folder / PREFIX, lengths, decoder.embedding.shape[1], decoder.dtype, limit_bytes)
+    return PrefixCache(folder / PREFIX, row_lengths(rows), decoder.embedding.shape[1], decoder.dtype, limit_bytes)

@@ -195,7 +195,7 @@ def checked_decoder(model: PeftModel, vocabulary_size: int, precision: Precision
     base: nn.Module = model.get_base_model()
     ids = [(7 * index + 3) % vocabulary_size for index in range(PROBE_TOKENS)]
     decoder = read_decoder(model)
-    rows = pack([RenderedExample("probe", 0, ids, [True] * PROBE_TOKENS)])
+    rows = pack([RenderedExample(0, ids, [True] * PROBE_TOKENS)])
     with torch.no_grad():
         was_training = model.training
         model.eval()

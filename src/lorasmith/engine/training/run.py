@@ -11,7 +11,8 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model
 
-from lorasmith.engine.data.examples import RenderedPart, read_examples, render_part
+from lorasmith.engine.data.examples import has_conversations
+from lorasmith.engine.data.parts import RenderedPart, stored_part
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.lora.quantized import Quantization
@@ -29,9 +30,11 @@ from lorasmith.engine.training.initial import moves_weight, start
 from lorasmith.engine.training.loop import TrainingRun, heed_kill, train
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.errors import InvalidSpec
-from lorasmith.schemas.data import CheckName
+from lorasmith.schemas.data import TooLong
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingSpec
+
+TOKENS = "tokens"  # in the job folder, where the order names no other place
 
 
 def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
@@ -60,14 +63,26 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     stop_ids = eos_token_ids(base, tokenizer)
 
     report("phase", name="tokenize")
-    examples = read_examples(Path(inputs.train_file))
-    if spec.template is not None or any(example.messages is not None for example in examples):
+    if spec.template is not None or has_conversations(Path(inputs.train_file)):
         choose_template(tokenizer, spec.template)
+    tokens_folder = Path(inputs.tokens_folder) if inputs.tokens_folder else folder / TOKENS
     context = context_tokens(base)
     max_tokens = min(spec.training.max_seq_length, context or spec.training.max_seq_length)
-    policy, allow = spec.training.too_long, spec.training.allow
-    part = render_part(tokenizer, examples, stop_ids, max_tokens=max_tokens, too_long=policy, allow=allow)
-    validation = validation_part(inputs, tokenizer, stop_ids, max_tokens, allow)
+
+    def rows_of(examples_file: str, too_long: TooLong) -> RenderedPart:
+        return stored_part(
+            Path(examples_file),
+            tokens_folder,
+            tokenizer,
+            stop_ids,
+            report,
+            max_tokens=max_tokens,
+            too_long=too_long,
+            allow=spec.training.allow,
+        )
+
+    part = rows_of(inputs.train_file, spec.training.too_long)
+    validation = rows_of(inputs.val_file, "drop") if inputs.val_file else None  # left out of the loss, and counted
     report_rows(report, part, validation)
     if spec.training.needs_validation and not (validation and validation.rows):
         raise InvalidSpec(
@@ -142,7 +157,8 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     check_result({name: parameter.detach() for name, parameter in trainable(model).items()})
     report("phase", name="save")
     write_adapter(folder, order, training, tokenizer, base_folder, result)
-    shutil.rmtree(folder / PREFIX, ignore_errors=True)  # gigabytes that no epoch will read again
+    for cache in (PREFIX, TOKENS):
+        shutil.rmtree(folder / cache, ignore_errors=True)  # gigabytes that no epoch will read again
     return result
 
 
@@ -165,20 +181,6 @@ def adapted(
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()  # modules_to_save are copies in the dtype of the base
     return model, start(model, lora.init, folder, loftq_iterations=lora.loftq_iterations)
-
-
-def validation_part(
-    inputs: TrainingInputs,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    stop_ids: set[int],
-    max_tokens: int,
-    allow: list[CheckName],
-) -> RenderedPart | None:
-    """The validation rows that fit; rows that do not are left out of this number, and counted."""
-    if inputs.val_file is None:
-        return None
-    examples = read_examples(Path(inputs.val_file))
-    return render_part(tokenizer, examples, stop_ids, max_tokens=max_tokens, too_long="drop", allow=allow)
 
 
 def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart | None) -> None:

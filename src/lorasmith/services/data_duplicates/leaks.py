@@ -7,7 +7,7 @@ so that an item is found anywhere in a row. Neither has a system prompt.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 from lorasmith.schemas.data import Example, Part
@@ -29,13 +29,18 @@ TEXT_OF: dict[Compared, Callable[[Example], str]] = {
 
 
 def find_contamination(
-    workbench: Workbench, name: str, benchmark: str, part: Part = "train", similarity: float = DEFAULT_SIMILARITY
+    workbench: Workbench,
+    name: str,
+    benchmark: str,
+    part: Part = "train",
+    similarity: float = DEFAULT_SIMILARITY,
+    column_map: Mapping[str, str] | None = None,
 ) -> ContaminationReport:
-    """Items of a benchmark in a part. The benchmark is a dataset, all parts of it, or a file, which is not imported."""
+    """Items of a benchmark in a part. The benchmark is a dataset, all parts of it, or a file, which is not imported;
+    `column_map` says which of its columns are the fields of a format: `{"text": "prompt"}` looks for the prompts."""
     rows_per_band(similarity)
-    return search(
-        workbench, name, part, benchmark, (example for example, _ in examples_of(workbench, benchmark)), similarity
-    )
+    items = (example for example, _ in examples_of(workbench, benchmark, column_map))
+    return search(workbench, name, part, benchmark, items, similarity)
 
 
 def find_leakage(workbench: Workbench, name: str, similarity: float = DEFAULT_SIMILARITY) -> list[ContaminationReport]:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.engine.data.examples import RenderedPart, render_part
+from lorasmith.engine.data.parts import RenderedPart, render_part
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.models.attention import KEPT_TOKENS
@@ -41,9 +41,9 @@ class Material:
     stop_ids: set[int]
     train: list[Example]
     validation: list[Example]
-    rendered: dict[tuple[int, str], tuple[RenderedPart, list[RenderedExample]]] = field(default_factory=dict)
+    rendered: dict[tuple[int, str], tuple[RenderedPart, Sequence[RenderedExample]]] = field(default_factory=dict)
 
-    def rows(self, spec: TrainingSpec, too_long: TooLong) -> tuple[RenderedPart, list[RenderedExample]]:
+    def rows(self, spec: TrainingSpec, too_long: TooLong) -> tuple[RenderedPart, Sequence[RenderedExample]]:
         """The train part and the validation rows that fit."""
         context = getattr(self.config, "max_position_embeddings", None) or spec.training.max_seq_length
         limit = min(spec.training.max_seq_length, context)
@@ -52,7 +52,7 @@ class Material:
             part = render_part(
                 self.tokenizer, self.train, self.stop_ids, max_tokens=limit, too_long=too_long, allow=allow
             )
-            checked: list[RenderedExample] = []
+            checked: Sequence[RenderedExample] = []
             if self.validation:
                 checked = render_part(
                     self.tokenizer, self.validation, self.stop_ids, max_tokens=limit, too_long="drop", allow=allow
@@ -69,7 +69,7 @@ class RunShape:
     folder: Path
     lora: LoRAConfig
     part: RenderedPart
-    validation: list[RenderedExample]
+    validation: Sequence[RenderedExample]
     plan: StepPlan
     precision: Precision
     base: PreTrainedModel

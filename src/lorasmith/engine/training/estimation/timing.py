@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -75,7 +75,7 @@ class Small:
     all: Computation
     one: Computation | None  # None where all layers of the model are measured
     model: PeftModel
-    rows: list[RenderedExample]
+    rows: Sequence[RenderedExample]
     head_factor: float  # by how much the real vocabulary is larger
 
 
@@ -110,7 +110,7 @@ def measured_layers(shape: RunShape) -> tuple[int, int]:
 def small_model(shape: RunShape, tokenizer: PreTrainedTokenizerBase, folder: Path, report: Reporter) -> Small:
     """Random weights, and everything else as the run has it, measured choices included."""
     layers, vocabulary = measured_layers(shape)
-    rows = shape.part.rows
+    rows: Sequence[RenderedExample] = shape.part.rows
     if vocabulary < shape.base.config.vocab_size:
         rows = [replace(row, ids=[token % vocabulary for token in row.ids]) for row in rows]
     settings = shape.spec.training.model_copy(
@@ -194,11 +194,11 @@ def chosen_batches(shape: RunShape, computation: Computation) -> list[list[int]]
     return [largest, *others]
 
 
-def tokens_of(batch: list[int], rows: list[RenderedExample]) -> int:
+def tokens_of(batch: list[int], rows: Sequence[RenderedExample]) -> int:
     return sum(len(rows[index].ids) for index in batch)
 
 
-def cut_to(batch: list[int], rows: list[RenderedExample], tokens: int) -> list[int]:
+def cut_to(batch: list[int], rows: Sequence[RenderedExample], tokens: int) -> list[int]:
     """As many rows of the batch as have at most so many tokens, at least one."""
     kept: list[int] = []
     for index in batch:
@@ -299,7 +299,7 @@ def set_elementwise(computation: Computation, elementwise: Elementwise) -> None:
         computation.decoder.elementwise = elementwise
 
 
-def compute_all(computations: list[Computation], batches: list[list[int]], rows: list[RenderedExample]) -> None:
+def compute_all(computations: list[Computation], batches: list[list[int]], rows: Sequence[RenderedExample]) -> None:
     for batch in batches:
         for computation in computations:
             computation.gradients(batch, rows, scale=1e-3, step=0)
@@ -309,7 +309,7 @@ def compute_all(computations: list[Computation], batches: list[list[int]], rows:
 def measured_batches(shape: RunShape, budget_s: float) -> list[list[int]]:
     """Rows of the micro-batches that are measured, each affordable. Raises `TooLargeToMeasure`."""
     layers, _ = measured_layers(shape)
-    rows = shape.part.rows
+    rows: Sequence[RenderedExample] = shape.part.rows
     limit = affordable_tokens(shape, layers, budget_s)
     return [cut_to(batch, rows, limit) for batch in chosen_batches(shape, shape.computation())]
 
@@ -320,11 +320,11 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def gradient_seconds(computation: Computation, batch: list[int], rows: list[RenderedExample]) -> float:
+def gradient_seconds(computation: Computation, batch: list[int], rows: Sequence[RenderedExample]) -> float:
     return seconds(lambda: computation.gradients(batch, rows, scale=1e-3, step=0))
 
 
-def forward_seconds(computation: Computation, batch: list[int], rows: list[RenderedExample]) -> float:
+def forward_seconds(computation: Computation, batch: list[int], rows: Sequence[RenderedExample]) -> float:
     return seconds(lambda: computation.loss(batch, rows))
 
 
