@@ -86,14 +86,18 @@ def test_a_removed_dataset_is_gone_from_list_and_disk(
 
 def test_a_dataset_that_a_job_reads_stays(client: TestClient, add_dataset: Add, workbench: Workbench) -> None:
     dataset = add_dataset("sums")
-    job = create_job(workbench, JobKind.TRAINING, "t", {"data": "sums"}, {})
-    answer = client.delete(f"{DATASETS}/{dataset.id}")
+    job = create_job(workbench, JobKind.TRAINING, "t", {"data": "sums"}, {"dataset_id": dataset.id})
+    answer = client.delete(f"{DATASETS}/{dataset.id}", params={"force": True})
     assert answer.status_code == 409
     assert job.id in answer.json()["detail"]
-    assert workbench.path(dataset.folder).exists()
     job.status = JobStatus.FAILED
     workbench.jobs.replace(job)
-    assert client.delete(f"{DATASETS}/{dataset.id}").status_code == 204
+    kept = client.delete(f"{DATASETS}/{dataset.id}")
+    assert kept.status_code == 409
+    assert "is used by job t" in kept.json()["detail"]
+    assert workbench.path(dataset.folder).exists()
+    assert client.delete(f"{DATASETS}/{dataset.id}", params={"force": True}).status_code == 204
+    assert not workbench.path(dataset.folder).exists()
 
 
 def test_preview_and_statistics_are_those_of_the_stored_rows(client: TestClient, add_dataset: Add) -> None:
@@ -118,3 +122,72 @@ def test_the_ledger_says_what_became_of_each_row(client: TestClient, add_dataset
     assert [line["fate"] for line in lines] == ["kept"] * 10 + ["exact_duplicate"] * 10
     duplicates = client.get(f"{DATASETS}/sums/ledger", params={"fate": "exact_duplicate"}).json()["data"]
     assert [line["duplicate_of_row"] for line in duplicates] == list(range(1, 11))
+
+
+def test_another_split_is_a_new_version_under_the_name(client: TestClient, add_dataset: Add) -> None:
+    before = add_dataset("sums", rows(200))
+    answer = client.post(f"{DATASETS}/sums/split", json={"split": [0.5, 0.25, 0.25]})
+    assert answer.status_code == 201, answer.text
+    after = client.get(answer.headers["location"]).json()
+    assert after["id"] != before.id
+    assert 80 < after["part_sizes"]["train"] < 120
+    assert client.get(f"{DATASETS}/sums").json()["id"] == after["id"]
+    assert client.get(f"{DATASETS}/sums@{before.sha256[:12]}").json()["id"] == before.id
+    assert [one["id"] for one in client.get(DATASETS).json()["data"]] == [after["id"]]
+    both = client.get(DATASETS, params={"versions": True, "name": "sums"}).json()["data"]
+    assert [one["id"] for one in both] == [after["id"], before.id]
+    again = client.post(f"{DATASETS}/sums/split", json={"split": [0.5, 0.25, 0.25]})
+    assert (again.status_code, again.json()["id"]) == (200, after["id"])
+
+
+def test_a_split_that_makes_no_sense_is_refused(client: TestClient, add_dataset: Add) -> None:
+    add_dataset("sums")
+    for asked in (
+        {},
+        {"split": [0.5, 0.5, 0.5]},
+        {"split": None},
+        {"exact": True, "stratify": "label"},
+        {"split": [1]},
+    ):
+        assert client.post(f"{DATASETS}/sums/split", json=asked).status_code == 422, asked
+    assert len(client.get(DATASETS, params={"versions": True}).json()["data"]) == 1
+
+
+def test_validating_finds_changed_files_and_unwanted_rows(
+    client: TestClient, add_dataset: Add, workbench: Workbench
+) -> None:
+    dataset = add_dataset("sums", rows(20) + '{"instruction": "key?", "output": "AKIAIOSFODNN7EXAMPLE"}\n')
+    sound = client.post(f"{DATASETS}/sums/validate", json={}).json()
+    assert (sound["passes"], sound["rows"], sound["counts"]) == (True, 21, {"secret": 1})
+    assert sound["findings"][0]["row"] == 21
+    strict = client.post(f"{DATASETS}/sums/validate", json={"reject": ["secret"]}).json()
+    assert strict["passes"] is False
+    with (workbench.path(dataset.folder) / "train.jsonl").open("a") as file:
+        file.write("\n")
+    damaged = client.post(f"{DATASETS}/sums/validate", json={}).json()
+    assert damaged["passes"] is False
+    assert "train.jsonl does not match its checksum" in damaged["validation_errors"][0]
+    assert str(workbench.home) not in str(damaged)
+
+
+def test_a_conversion_writes_a_file_with_all_rows(client: TestClient, add_dataset: Add, workbench: Workbench) -> None:
+    add_dataset("sums")
+    answer = client.post(f"{DATASETS}/convert", json={"dataset_id": "sums", "format": "sharegpt"})
+    assert answer.status_code == 201, answer.text
+    made = client.get(answer.headers["location"]).json()
+    assert (made["written"], made["left_out"]) == (20, {})
+    sent = client.get(f"{answer.headers['location']}/file")
+    assert sent.content == workbench.path(made["file_path"]).read_bytes()
+    assert len(sent.text.splitlines()) == 20
+    assert "conversations" in sent.text.splitlines()[0]
+    assert client.delete(answer.headers["location"]).status_code == 204
+    assert client.get(answer.headers["location"]).status_code == 404
+
+
+def test_rows_that_the_format_cannot_hold_stop_a_conversion(
+    client: TestClient, add_dataset: Add, workbench: Workbench
+) -> None:
+    add_dataset("texts", '{"text": "one line"}\n{"text": "another line"}\n{"text": "a third"}\n')
+    answer = client.post(f"{DATASETS}/convert", json={"dataset_id": "texts", "format": "chatml"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_data")
+    assert list(workbench.path("exports").iterdir()) == []

@@ -3,10 +3,11 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
 from starlette.testclient import TestClient
 
-from lorasmith.schemas.jobs import JobKind
-from lorasmith.services.jobs import run_in_foreground
+from lorasmith.schemas.jobs import JobRequest
+from lorasmith.services.jobs import ask, run_in_foreground
 from lorasmith.services.workbench import Workbench
 from tests.api.conftest import V1
 
@@ -21,26 +22,33 @@ ASKED = {
 }
 
 
-def run_next_job(workbench: Workbench) -> None:
-    while not (jobs := workbench.jobs.newest(limit=1, kind=JobKind.ESTIMATE)):
-        time.sleep(0.05)
-    run_in_foreground(workbench, jobs[0], lambda event: None)
-
-
-def test_an_estimate_is_waited_for_as_long_as_the_caller_prefers(client: TestClient, workbench: Workbench) -> None:
+@pytest.mark.slow
+def test_an_estimate_is_a_job_whose_result_is_then_there(client: TestClient, workbench: Workbench) -> None:
     queued = client.post(PATH, json=ASKED)
     assert (queued.status_code, queued.json()["status"], queued.json()["estimate"]) == (202, "queued", None)
-    workbench.jobs.remove(queued.json()["id"])
-    runner = threading.Thread(target=run_next_job, args=(workbench,))
-    runner.start()
-    answer = client.post(PATH, json=ASKED, headers={"Prefer": "respond-async, wait=60"})
-    runner.join()
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["preference-applied"] == "wait=60"
-    estimate = answer.json()["estimate"]
-    assert estimate["steps"] == 10
-    assert estimate["memory"]["peak_bytes"] > 0
-    assert client.get(answer.headers["location"]).json() == answer.json()
+    run_in_foreground(workbench, workbench.jobs.require(queued.json()["id"]), lambda event: None)
+    found = client.get(queued.headers["location"]).json()
+    assert found["status"] == "completed"
+    assert found["estimate"]["steps"] == 10
+    assert found["estimate"]["memory"]["peak_bytes"] > 0
+
+
+def test_a_caller_waits_no_longer_than_it_prefers_and_gets_what_ended_meanwhile(
+    client: TestClient, workbench: Workbench
+) -> None:
+    waited = client.post(PATH, json=ASKED, headers={"Prefer": "respond-async, wait=1"})
+    assert (waited.status_code, waited.headers["preference-applied"]) == (202, "wait=1")
+
+    def cancel_next() -> None:
+        while len(jobs := workbench.jobs.newest(limit=2)) < 2:
+            time.sleep(0.05)
+        ask(workbench, jobs[0], JobRequest.CANCEL)
+
+    other = threading.Thread(target=cancel_next)
+    other.start()
+    answer = client.post(PATH, json=ASKED, headers={"Prefer": "wait=60"})
+    other.join()
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
 
 
 def test_the_fields_are_those_of_the_run_that_the_job_measures(client: TestClient, workbench: Workbench) -> None:

@@ -189,3 +189,35 @@ def test_a_bad_row_of_a_benchmark_is_named_with_its_place(home: Path, rows: str,
     benchmark.write_text('{"input": "a", "output": "b"}\n{"input": "a", "output": ""}\n', encoding="utf-8")
     error = error_of(home, "contamination", "rows", "--benchmark", str(benchmark))
     assert error.message == (f"{benchmark}:2: row 2, field `output`: found an empty text, expected the answer as text")
+
+
+REWORDED = [
+    ("How do I reverse a list in Python?", "With reversed."),
+    ("In Python, how do I reverse a list?", "Use reversed for that."),
+    ("Since I exchange currencies frequently, would you offer me a discount?", "No."),
+    ("Would you offer me a discount, since I exchange currencies frequently?", "Sorry, no."),
+    ("My card payment was declined twice", "Call us."),
+    ("My card payments were declined twice", "Please phone."),
+    ("Who wrote the Iliad?", "Homer."),
+    ("who wrote the Iliad?", "homer."),
+]
+
+
+def test_the_second_pass_finds_sentences_in_another_order_or_form_that_the_first_does_not(
+    home: Path, tmp_path: Path
+) -> None:
+    run(home, "import", write_chats(tmp_path / "rows.jsonl", REWORDED), "--name", "rows")
+    first = json.loads(run(home, "duplicates", "rows", "--key", "instruction", "--json").stdout)
+    assert [(one["row"], one["kind"]) for one in first["duplicates"]] == [(8, "exact")]
+    semantic = ("duplicates", "rows", "--semantic", "--key", "instruction", "--threshold")
+    report = json.loads(run(home, *semantic, "0.6", "--json").stdout)
+    assert (report["rows"], report["left_out"], report["threshold"]) == (7, 1, 0.6)
+    pairs = report["pairs"]
+    assert sorted(pair["rows"] for pair in pairs) == [[1, 2], [3, 4], [5, 6]]
+    assert all(pair["cosine"] >= 0.6 and pair["similarity"] < 0.6 for pair in pairs)
+    assert pairs == sorted(pairs, key=lambda pair: -pair["cosine"])
+    printed = run(home, *semantic, "0.6").stdout
+    assert "  row 2: In Python, how do I reverse a list? Use reversed for that.\n" in printed
+    assert json.loads(run(home, *semantic, "0.99", "--json").stdout)["pairs"] == []
+    error = error_of(home, *semantic, "0.4")
+    assert error.message == "the threshold of the cosine must be between 0.5 and 1, got 0.4"

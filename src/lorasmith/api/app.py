@@ -13,10 +13,23 @@ from fastapi import FastAPI
 
 from lorasmith.api.credentials import Attempts, Credentials, Password
 from lorasmith.api.feeds import Feeds
+from lorasmith.api.metrics import Measured, Metrics
 from lorasmith.api.openapi import OPENAPI_PATH, describe
 from lorasmith.api.problems import show_problems
 from lorasmith.api.retries import Retries
-from lorasmith.api.routes import adapters, data, estimation, models, openai, presets, system, training, uploads
+from lorasmith.api.routes import (
+    adapters,
+    data,
+    data_steps,
+    estimation,
+    models,
+    openai,
+    presets,
+    secrets,
+    system,
+    training,
+    uploads,
+)
 from lorasmith.api.security import Door
 from lorasmith.services.access import server_folder
 from lorasmith.services.upload_imports import Importer
@@ -32,11 +45,13 @@ ROUTERS = (
     uploads.router,
     uploads.parts_router,
     data.router,
+    data_steps.router,
     training.router,
     adapters.router,
     models.router,
     presets.router,
     estimation.router,
+    secrets.router,
     openai.router,
 )
 
@@ -79,6 +94,7 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
         app.include_router(router)
     show_problems(app, workbench.home)
     describe(app)
+    app.state.metrics = Metrics(workbench)
     app.add_middleware(
         Door,
         settings=settings,
@@ -86,6 +102,7 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
         attempts=app.state.door_attempts,
         home=workbench.home,
     )
+    app.add_middleware(Measured, metrics=app.state.metrics)  # around the door, so that it counts refusals too
     return app
 
 

@@ -8,6 +8,7 @@ from lorasmith.schemas.api_data import DatasetResource, UploadResource
 from lorasmith.schemas.data import Dataset, DatasetFormat, Fate
 from lorasmith.schemas.uploads import DatasetStatus, Upload
 from lorasmith.services.data import get_dataset
+from lorasmith.services.data_versions import find_version
 from lorasmith.services.uploads import find_upload, list_uploads, received_bytes
 from lorasmith.services.workbench import Workbench
 
@@ -24,6 +25,7 @@ def of_row(dataset: Dataset, file_name: str | None = None) -> DatasetResource:
         status=DatasetStatus.READY,
         num_examples=dataset.num_examples,
         total_tokens=total_tokens(dataset),
+        version=dataset.reference,
         file_path=dataset.folder,
         created_at=dataset.created_at,
         updated_at=dataset.updated_at or dataset.created_at,
@@ -79,7 +81,7 @@ def upload_in_parts(workbench: Workbench, upload: Upload) -> UploadResource:
 
 def show(workbench: Workbench, dataset_id: str) -> DatasetResource:
     """A stored dataset by id or name, or an upload by id. Raises `NotFound`."""
-    stored = workbench.datasets.get(dataset_id)
+    stored = find_version(workbench, dataset_id)
     upload = find_upload(workbench, stored.id if stored else dataset_id)
     if stored is not None:
         return of_row(stored, upload.file_name if upload else None)
@@ -91,9 +93,19 @@ def show(workbench: Workbench, dataset_id: str) -> DatasetResource:
 def require_ready(workbench: Workbench, dataset_id: str) -> Dataset:
     """Raises `NotFound` also for an upload that is no dataset yet."""
     upload = find_upload(workbench, dataset_id)
-    if workbench.datasets.get(dataset_id) is None and upload is not None:
+    if upload is not None and find_version(workbench, dataset_id) is None:
         raise NotFound(f"the dataset {upload.spec.name!r} is {upload.status}, so it has no rows")
     return get_dataset(workbench, dataset_id)
+
+
+def stored_rows(
+    workbench: Workbench, limit: int, before: str | None, where: dict[str, str], name: str | None, versions: bool
+) -> list[Dataset]:
+    found: list[Dataset] = []
+    while len(found) < limit and (rows := workbench.datasets.page(limit, before, where)):
+        before = rows[-1].id
+        found += [row for row in rows if name in (None, row.plain_name) and (versions or row.name == row.plain_name)]
+    return found[:limit]
 
 
 def newest(
@@ -104,10 +116,12 @@ def newest(
     name: str | None,
     status: DatasetStatus | None,
     format: DatasetFormat | None,
+    versions: bool,
 ) -> list[DatasetResource]:
-    """At most `limit`, the newest first, with the asked name, status and format."""
-    where = {key: value for key, value in (("name", name), ("format", format)) if value is not None}
-    rows = workbench.datasets.page(limit, before, where) if status in (None, DatasetStatus.READY) else []
+    """At most `limit`, the newest first, with the asked name, status and format; of a name its present version or all."""
+    where = {} if format is None else {"format": format.value}
+    ready = status in (None, DatasetStatus.READY)
+    rows = stored_rows(workbench, limit, before, where, name, versions) if ready else []
     stored = {row.id for row in rows}
     waiting = [
         of_upload(workbench, upload)

@@ -17,6 +17,7 @@ from lorasmith.cli import (
     evaluation,
     jobs,
     models,
+    secrets,
     server,
     serving,
     training,
@@ -95,6 +96,7 @@ app.command("chat")(serving.chat)
 app.add_typer(jobs.app, name="jobs")
 app.command("serve")(server.serve)
 app.command("api-token")(server.show_token)
+app.add_typer(secrets.app, name="secrets")
 app.command("worker")(worker.worker)
 app.command("doctor")(doctor.doctor)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_augmentation, data_duplicates, data_validation, data_versions
+from lorasmith.cli import data_augmentation, data_duplicates, data_statistics, data_validation, data_versions
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
@@ -26,7 +26,7 @@ from lorasmith.cli.data_options import (
     row_range,
 )
 from lorasmith.cli.data_view import counts, show_example, show_fields, sizes, summary, visible, why
-from lorasmith.cli.output import hint, print_json, print_table
+from lorasmith.cli.output import hint, print_json, print_table, size
 from lorasmith.errors import InvalidSpec
 
 if TYPE_CHECKING:
@@ -123,13 +123,14 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command()
 def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
     """Show a dataset: source, parts, fates of the rows, lengths and versions"""
-    from lorasmith.services.data import get_dataset
+    from lorasmith.services.data import get_dataset, tokens_bytes
     from lorasmith.services.data_versions import parents_of, versions_of
 
     workbench = open_workbench(context)
     dataset = get_dataset(workbench, name)
+    stored_bytes = tokens_bytes(workbench, dataset.id)
     if as_json:
-        print_json(dataset.model_dump(mode="json"))
+        print_json({**dataset.model_dump(mode="json"), "tokens_bytes": stored_bytes})
         return
     statistics = dataset.statistics
     lengths = {
@@ -142,6 +143,7 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
             **summary(dataset),
             "turns": turns,
             **lengths,
+            **({"tokens": f"{size(stored_bytes)} of stored tokens"} if stored_bytes else {}),
             "source": dataset.source,
             "source sha256": dataset.source_sha256,
             "sha256": dataset.sha256,
@@ -361,6 +363,7 @@ def show_domains(prepared: dict[str, dict[str, Any]]) -> None:
 
 
 for command in (
+    data_statistics.stats,
     data_validation.validate,
     data_duplicates.duplicates,
     data_duplicates.contamination,

@@ -14,7 +14,7 @@ from lorasmith.cli.output import hint, print_json, print_table
 from lorasmith.errors import InvalidSpec
 
 if TYPE_CHECKING:
-    from lorasmith.schemas.duplicates import ContaminationReport, DuplicateReport
+    from lorasmith.schemas.duplicates import ContaminationReport, DuplicateReport, SimilarityReport
 
 SHOWN = 10
 SHOWN_CHARACTERS = 80
@@ -26,7 +26,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with everythin
 def duplicates(
     context: typer.Context,
     name: Name,
-    threshold: Annotated[float, typer.Option("--threshold", help="Similarity of near duplicates, 0.4 to 1")] = 0.8,
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", help="Similarity of near duplicates, 0.4 to 1; of --semantic a cosine from 0.5"),
+    ] = 0.8,
+    semantic: Annotated[
+        bool,
+        typer.Option("--semantic", help="Pairs with their words in another order or form, for a person to decide on"),
+    ] = False,
     key: Annotated[str, typer.Option("--key", help="What is compared: whole, instruction or answer")] = "whole",
     as_json: AsJson = False,
 ) -> None:
@@ -36,6 +43,11 @@ def duplicates(
 
     one_of("--key", key, KEYS)
     chosen = next(known for known in KEYS if known == key)
+    if semantic:
+        from lorasmith.services.data_duplicates.similar import find_similar
+
+        show_similar(find_similar(open_workbench(context), name, threshold, chosen), as_json=as_json)
+        return
     report = find_duplicates(open_workbench(context), name, threshold, chosen)
     if as_json:
         print_json(report.model_dump(mode="json"))
@@ -69,6 +81,24 @@ def show_duplicates(report: DuplicateReport) -> None:
     say_rest(len(report.groups), "groups")
 
 
+def show_similar(report: SimilarityReport, *, as_json: bool) -> None:
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    show_fields(
+        {
+            "dataset": report.dataset,
+            "rows": f"{report.rows}, each compared with all others by {report.key}; {report.left_out} duplicates left out",
+            "pairs": f"{len(report.pairs)} with a cosine of {report.threshold:g} or more, for a person to decide on",
+        }
+    )
+    for pair in report.pairs[:SHOWN]:
+        typer.echo(f"\n{pair.cosine:.3f}  similarity {pair.similarity:.3f}")
+        for row, text in zip(pair.rows, pair.texts, strict=True):
+            typer.echo(f"  row {row}: {short(' '.join(text.split()))}")
+    say_rest(len(report.pairs), "pairs")
+
+
 def contamination(
     context: typer.Context,
     name: Name,
@@ -77,11 +107,11 @@ def contamination(
         str | None, typer.Option("--part", help="Where they are looked for: train, val or test; without it, train")
     ] = None,
     similarity: Similarity = 0.8,
+    map: Annotated[list[str] | None, typer.Option("--map", help="Columns of a file, as in import: text=prompt")] = None,
     reject: Annotated[
         bool, typer.Option("--reject", help="Take such rows out of every part, as a new version")
     ] = False,
     new_name: NewName = None,
-    map: Annotated[list[str] | None, typer.Option("--map", help="Columns of a file, as in import: text=prompt")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show rows that hold items of a benchmark, or take them out"""

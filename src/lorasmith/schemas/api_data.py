@@ -24,6 +24,9 @@ class DatasetResource(BaseModel):
     status: DatasetStatus
     num_examples: int = Field(examples=[240])
     total_tokens: int | None = Field(description="null where no tokenizer has counted them.")
+    version: str | None = Field(
+        None, description="A name that stays with this version.", examples=["support@1f3870be274f"]
+    )
     file_path: str = Field(description="Below the home folder. To read, not to send.")
     created_at: datetime
     updated_at: datetime
@@ -69,30 +72,6 @@ class LedgerPage(BaseModel):
 
     data: list[LedgerLine]
     next_cursor: str | None = None
-
-
-class ConversionRequest(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"dataset_id": EXAMPLE_ID, "format": "alpaca"}]}
-    )
-
-    dataset_id: str = Field(description="Id or name of a stored dataset.")
-    format: DatasetFormat
-    file_type: str = Field("jsonl", pattern="^(jsonl|json|csv|tsv)$")
-    leave_out: bool = Field(False, description="Leave out rows that the format cannot hold, and count them.")
-
-
-class Conversion(BaseModel):
-    """A written file; `GET …/file` below its address sends it."""
-
-    id: str = Field(examples=["conversion_01JD0000000000000000000000"])
-    dataset_id: str
-    format: DatasetFormat
-    file_path: str = Field(description="Below the home folder. To read, not to send.")
-    size_bytes: int
-    written: int = Field(description="Rows.")
-    left_out: dict[str, int] = Field(description="Reason to rows.")
-    created_at: datetime
 
 
 class UploadRequest(BaseModel):

@@ -94,6 +94,8 @@ class Message(BaseModel):
 
     def for_template(self) -> dict[str, Any]:
         """What a chat template renders: the fields that are there, without the weight."""
+        if self.tool_calls is None and self.tool_call_id is None and self.name is None:
+            return {"role": self.role, "content": self.content}  # a tenth of the time, and nearly every message
         return self.model_dump(exclude_none=True, exclude={"weight"})
 
 

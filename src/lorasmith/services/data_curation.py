@@ -248,9 +248,9 @@ class Curation:
         details: dict[str, Any] = {}
         findings = [*check_lengths(values, self.spec), *check_texts(example)]
         if self.language:
-            details["language"] = self.language.language(example)
+            details["language"] = self.language.language(example, self.found_format.format)
             self.languages[details["language"]] += 1
-            findings += self.language.check(details["language"])
+            findings += self.language.check(details["language"], self.found_format.format)
         if self.context:
             details["tokens"] = self.context.tokens(example)
             findings += self.context.check(details["tokens"])

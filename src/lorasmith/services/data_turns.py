@@ -275,7 +275,8 @@ def describe(value: Any) -> str:
         case list():
             return f"a list of {len(value)}"
         case dict():
-            return f"an object with {', '.join(list(value)[:5]) or 'nothing in it'}"
+            keys = ", ".join(str(key)[:40] for key in list(value)[:5]).encode(errors="backslashreplace").decode()
+            return f"an object with {keys or 'nothing in it'}"
         case int() if value.bit_length() > 1000:
             return "a number of more than 300 digits"
         case int() | float():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
 
 
-def refuse_while_used(workbench: Workbench, noun: str, name: str, fields: Mapping[str, Collection[str]]) -> None:
+def refuse_while_used(workbench: Workbench, noun: str, name: str, fields: Mapping[str, Collection[str | None]]) -> None:
     """Raise `Conflict` naming a job that has not ended and whose spec has one of the values in one of the fields."""
     from lorasmith.services.jobs import list_jobs
 

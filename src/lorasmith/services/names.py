@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorasmith.errors import InvalidSpec, NotFound, did_you_mean
+from lorasmith.services.data_versions import find_version
 from lorasmith.services.models import HUB_ID
 from lorasmith.services.workbench import Workbench
 from lorasmith.starter.location import DATASETS, STARTER
@@ -27,7 +28,7 @@ def check_model_name(workbench: Workbench, name: str) -> None:
 
 def check_dataset_name(workbench: Workbench, name: str) -> None:
     """Raise unless it is a stored or a built-in dataset."""
-    if name in DATASETS or workbench.datasets.get(name) is not None:
+    if name in DATASETS or find_version(workbench, name) is not None:
         return
     names = {*DATASETS, *workbench.datasets.names()}
     raise NotFound(

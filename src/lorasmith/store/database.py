@@ -124,8 +124,9 @@ def migrate(engine: Engine) -> None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """Read and write; one at a time in all processes. Raises `Busy` when another one holds the database too long, and
-    `DiskFull`."""
+    """Read and write; one at a time in all processes. Raises `Busy` when another one holds the database too
+    long, and `DiskFull`.
+    """
     with busy_errors(engine), Session(engine) as session, session.begin():
         yield session
 
@@ -142,9 +143,10 @@ def busy_errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
-        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_FULL:
             raise disk_full(Path(engine.url.database or ".")) from error
-        if "locked" not in str(error.orig):
+        if code is None or code & 0xFF != sqlite3.SQLITE_BUSY:  # the lowest byte is the kind, the rest its variant
             raise
         raise Busy(
             f"another process has held {engine.url.database} for {BUSY_TIMEOUT_MS / 1000:.0f} s",

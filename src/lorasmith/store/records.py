@@ -102,6 +102,10 @@ class Table(Generic[Noun]):
         with reading(self.engine) as session:
             return [self.noun.model_validate_json(document) for document in session.scalars(statement)]
 
+    def count(self) -> int:
+        with reading(self.engine) as session:
+            return session.scalar(select(func.count()).select_from(self.record)) or 0
+
     def names(self) -> set[str]:
         with reading(self.engine) as session:
             return set(session.scalars(select(self.record.name)))

@@ -1,3 +1,8 @@
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,6 +11,7 @@ from lorasmith.errors import InvalidSpec
 from lorasmith.services.data_duplicates.contamination import Hit, Text, contaminated, overlap, read_items
 from lorasmith.services.data_duplicates.texts import folded
 
+REAL_DATA = Path(__file__).parents[4] / "shared" / "data"
 QUESTION = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
     "How many clips did Natalia sell altogether in April and May?"
@@ -104,3 +110,25 @@ def test_an_item_within_any_surroundings_is_found(before: str, after: str, words
     (found,) = hits([f"{before} {item} {after}"], [item])
     assert found.kind in ("exact", "words")
     assert item in found.text
+
+
+@pytest.mark.skipif(not REAL_DATA.exists(), reason="the real data is not beside the checkout")
+def test_items_of_gsm8k_in_its_own_train_part_are_those_with_a_common_run_of_thirteen_words() -> None:
+    def texts(part: str) -> list[str]:
+        with (REAL_DATA / "gsm8k" / f"{part}.jsonl").open(encoding="utf-8") as lines:
+            return ["{question}\n{answer}".format(**json.loads(line)) for line in lines]
+
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"[^\W_]+", folded(text))
+        return {tuple(words[place : place + 13]) for place in range(len(words) - 12)}
+
+    train, test = texts("train"), texts("test")
+    held_by = Counter(run for text in test for run in runs(text))
+    of_train = {run for text in train for run in runs(text)}
+    expected = [number for number, text in enumerate(test) if any(held_by[run] <= 10 for run in runs(text) & of_train)]
+    found = overlap(
+        (Text(number, text) for number, text in enumerate(train)), [Text(*item) for item in enumerate(test)]
+    )
+    assert sorted({hit.item for hit in found.hits if hit.kind == "words"}) == expected
+    assert (found.exact, found.words, found.similar) == (0, len(expected), 0)
+    assert len(expected) < 0.01 * len(test)

@@ -25,11 +25,14 @@ from lorasmith.schemas.data import DatasetFormat, Fate, FindingName, Part
 from lorasmith.schemas.uploads import DatasetStatus
 from lorasmith.services.data import describe_dataset, ledger_lines, read_examples
 from lorasmith.services.data_removal import remove_dataset
+from lorasmith.services.data_versions import versions_of
+from lorasmith.services.in_use import refuse_while_used
 from lorasmith.services.uploads import NAMES, check_name_is_free, find_upload, remove_upload
 
 router = APIRouter(prefix="/api/v1/finetune/datasets", tags=["datasets"])
 
-DatasetId = Annotated[str, Path(description="Id or name of a dataset.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+DATASET = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[0-9A-Fa-f]{1,64})?$"
+DatasetId = Annotated[str, Path(description="Id or name of a dataset, or `name@digits` of a version.", pattern=DATASET)]
 
 
 @router.get("")
@@ -40,9 +43,10 @@ def list_datasets(
     name: Annotated[str | None, Query(pattern=NAME)] = None,
     status: DatasetStatus | None = None,
     format: DatasetFormat | None = None,
+    versions: Annotated[bool, Query(description="All versions of each name, not only the present one.")] = False,
 ) -> Page[DatasetResource]:
     """List datasets, the newest first, with those that are still being uploaded or imported"""
-    found = datasets.newest(workbench, limit + 1, cursor, name=name, status=status, format=format)
+    found = datasets.newest(workbench, limit + 1, cursor, name=name, status=status, format=format, versions=versions)
     return page_of(found, limit, lambda one: one.id)
 
 
@@ -68,7 +72,10 @@ def update_dataset(
         check_match(seen, if_match, required=True)
         if seen.status is not DatasetStatus.READY:
             raise Conflict(f"the dataset {seen.name!r} is {seen.status}", hint="it can be changed once it is ready")
-        check_name_is_free(workbench, change.name, but=seen.id)
+        if change.name != seen.name:
+            check_name_is_free(workbench, change.name, but=seen.id)
+            if len(versions_of(workbench, seen.name.partition("@")[0])) > 1:
+                raise Conflict(f"the dataset {seen.name!r} has several versions under its name, which keep it")
         describe_dataset(workbench, seen.id, change.name, change.description)
     changed = datasets.show(workbench, seen.id)
     tag(response, changed)
@@ -76,14 +83,20 @@ def update_dataset(
 
 
 @router.delete("/{dataset_id}", status_code=204)
-def delete_dataset(workbench: CurrentWorkbench, dataset_id: DatasetId, if_match: IfMatch = None) -> None:
-    """Remove a dataset with its files, or an upload"""
+def delete_dataset(
+    workbench: CurrentWorkbench,
+    dataset_id: DatasetId,
+    force: Annotated[bool, Query(description="Also one that ended jobs, adapters or versions were made from.")] = False,
+    if_match: IfMatch = None,
+) -> None:
+    """Remove a dataset with its files, by its name all versions; or an upload"""
     with CHANGING:
         seen = datasets.show(workbench, dataset_id)
         check_match(seen, if_match, required=False)
         upload = find_upload(workbench, seen.id)
         if seen.status is DatasetStatus.READY:
-            remove_dataset(workbench, seen.id)
+            refuse_while_used(workbench, "dataset", seen.name, {"data": {seen.id, seen.name, seen.version}})
+            remove_dataset(workbench, dataset_id, force=force)
         if upload is not None:
             remove_upload(workbench, upload)
 

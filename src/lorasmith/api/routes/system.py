@@ -7,6 +7,7 @@ import shutil
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from starlette.concurrency import run_in_threadpool
 
@@ -55,6 +56,12 @@ def readiness(workbench: CurrentWorkbench, response: Response) -> Readiness:
     ready = set(checks.values()) == {"ok"}
     response.status_code = 200 if ready else 503
     return Readiness(status="ready" if ready else "not_ready", checks=checks)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(request: Request) -> PlainTextResponse:
+    """Counters for Prometheus: requests, jobs, datasets, adapters, uploads, free disk"""
+    return PlainTextResponse(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 def database_state(workbench: CurrentWorkbench) -> str:
