@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+FUZZ_STAMP := $(VENV)/.installed-fuzz
 DEMO_HOME ?= $(CURDIR)/.lorasmith
+FUZZ_SECONDS ?= 600
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types bench docs starter clean
+.PHONY: help setup demo test test-slow fuzz lint types bench docs starter clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +41,13 @@ test: $(DEV_STAMP) ## Run the tests
 test-slow: $(DEV_STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+$(FUZZ_STAMP): $(DEV_STAMP)
+	$(PIP) install --constraint constraints.txt atheris
+	@touch $@
+
+fuzz: $(FUZZ_STAMP) ## Feed the parsers of data with broken input for ten minutes (FUZZ_SECONDS=60: one)
+	$(BIN)/python -m tools.fuzz --seconds $(FUZZ_SECONDS)
+
 lint: $(DEV_STAMP) ## Check style and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,5 +66,5 @@ starter: $(DEV_STAMP) ## Build the starter model and data again (an hour)
 	$(BIN)/python -m tools.starter.build
 
 clean: ## Remove the virtual environment, caches and the demo's files
-	rm -rf $(VENV) $(DEMO_HOME) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(DEMO_HOME) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -73,9 +73,7 @@ def measure(folder: Path, kind: str, tokens: int, steps: int) -> None:
     computation = PackedComputation(read_decoder(model), seed=0, micro_batch_tokens=tokens)
     generator = random.Random(0)
     rows = [
-        RenderedExample(
-            number, [generator.randrange(8_192) for _ in range(ROW_TOKENS)], [True] * ROW_TOKENS
-        )
+        RenderedExample(number, [generator.randrange(8_192) for _ in range(ROW_TOKENS)], [True] * ROW_TOKENS)
         for number in range(tokens // ROW_TOKENS)
     ]
     seconds = []

@@ -6,6 +6,7 @@ import json
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -15,7 +16,11 @@ from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from lorasmith.cli.app import app
-from lorasmith.schemas.training import PRESETS, LoRASpec, TrainingSettings, TrainingSpec
+from lorasmith.schemas.training import LoRASpec, TrainingSettings, TrainingSpec
+from lorasmith.schemas.training_presets import PRESETS
+from lorasmith.services.workbench import Workbench
+from lorasmith.settings import ServerSettings, Settings
+from tools.api_coverage import coverage_page
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 NOTICE = "<!-- Written by `make docs`; change the source instead. -->\n"
@@ -30,7 +35,21 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """File name below `docs/reference` to its text."""
-    return {"commands.md": commands_page(), "training.md": training_page()}
+    document = api_document()
+    return {
+        "commands.md": commands_page(),
+        "training.md": training_page(),
+        "openapi.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n",
+        "api-coverage.md": coverage_page(document),
+    }
+
+
+def api_document() -> dict[str, Any]:
+    """What the server answers on /api/v1/openapi.json."""
+    from lorasmith.api.app import create_app
+
+    with TemporaryDirectory() as folder:
+        return create_app(Workbench.open(Settings(home=Path(folder))), ServerSettings()).openapi()
 
 
 def commands_page() -> str:

@@ -56,6 +56,65 @@ class Conflict(LorasmithError):
     code = "conflict"
 
 
+class LostLease(Conflict):
+    """Another process answers for the job now."""
+
+    code = "lost_lease"
+
+
+class Busy(LorasmithError):
+    """The database is held by another process."""
+
+    http_status = 503
+    code = "busy"
+
+
+class Unauthorized(LorasmithError):
+    """The REST API was called without a valid token or session."""
+
+    http_status = 401
+    code = "unauthorized"
+
+
+class Forbidden(LorasmithError):
+    """The request comes from where none may come: another host name or another site's page."""
+
+    http_status = 403
+    code = "forbidden"
+
+
+class TooLarge(LorasmithError):
+    """More bytes than the server takes for this."""
+
+    http_status = 413
+    code = "too_large"
+
+
+class TooManyAttempts(LorasmithError):
+    """Wrong passwords or tokens, too often; `retry_after_s` says when to try again."""
+
+    http_status = 429
+    code = "too_many_attempts"
+
+    def __init__(self, message: str, *, retry_after_s: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class PreconditionMissing(LorasmithError):
+    """A change must say which state it changes."""
+
+    http_status = 428
+    code = "precondition_missing"
+
+
+class Changed(LorasmithError):
+    """What is to be changed is no longer what the caller saw."""
+
+    http_status = 412
+    code = "changed"
+
+
 class DiskFull(LorasmithError):
     http_status = 507
     code = "disk_full"
@@ -71,6 +130,13 @@ class MissingExtra(LorasmithError):
         super().__init__(f"{what} needs the extra `{extra}`", hint=f"pip install 'lorasmith[{extra}]'")
 
 
+class TeacherFailed(LorasmithError):
+    """The model that a job asks refuses every request, or cannot be reached. What it has answered is kept."""
+
+    http_status = 502
+    code = "teacher_failed"
+
+
 class JobFailed(LorasmithError):
     """The engine process ended with an error; `code` is the reason code that it gave."""
 
@@ -81,7 +147,7 @@ class JobFailed(LorasmithError):
 
 
 class Killed(JobFailed):
-    """The system ended the engine process (SIGKILL), most often because memory ran out."""
+    """The system ended a process of ours (SIGKILL), most often because memory ran out."""
 
 
 class Interrupted(LorasmithError):

@@ -7,11 +7,13 @@ A reader sees a file or folder only after its bytes are on the disk; a crash lea
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from lorasmith.errors import Conflict, DiskFull, InvalidData, NotFound
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
+BLOCK_BYTES = 1 << 16
 
 
 def new_id(kind: str) -> str:
@@ -38,11 +41,32 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file; False when another process has it. It ends when the last who shares it has ended."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def only_one_process(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in the block under this lock file."""
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or quota into `DiskFull`, naming the folder and how much is left."""
+    """Turn a full disk or quota into `DiskFull`, naming the folder and how much is left; SQLite's own error too."""
     try:
         yield
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            raise
+        raise disk_full(path) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -85,6 +109,35 @@ def write_bytes(path: Path, data: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to a file; they are on the disk when this returns. A line that a crash has torn is cut off first."""
+    with disk_errors(path):
+        cut_torn_line(path)
+        with path.open("ab") as handle:
+            handle.writelines(line.encode("utf-8") + b"\n" for line in lines)
+            handle.flush()
+            os.fsync(handle.fileno())
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line that has no line break: a crash left it while it was being written."""
+    if not path.exists():
+        return
+    with path.open("r+b") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        whole = end
+        while whole:
+            start = max(0, whole - BLOCK_BYTES)
+            handle.seek(start)
+            newline = handle.read(whole - start).rfind(b"\n")
+            if newline >= 0:
+                whole = start + newline + 1
+                break
+            whole = start
+        if whole != end:
+            handle.truncate(whole)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,12 @@ from lorasmith.errors import InvalidModel
 from lorasmith.files import read_json
 from lorasmith.schemas.models import ModelFacts
 
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+QUANTIZATIONS = {
+    *("aqlm", "auto-round", "awq", "bitnet", "bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit", "eetq", "fp8"),
+    *("compressed-tensors", "fbgemm_fp8", "gptq", "higgs", "hqq", "mxfp4", "quanto", "spqr", "torchao", "vptq"),
+}
+
 
 def check_model_folder(folder: Path, *, weights: bool = True) -> None:
     """Raise `InvalidModel` naming what is missing: config, tokenizer or, if `weights` are needed, safetensors."""
@@ -18,6 +26,7 @@ def check_model_folder(folder: Path, *, weights: bool = True) -> None:
         raise InvalidModel(
             f"{folder} holds no config.json", hint="a model folder has config.json, tokenizer.json and *.safetensors"
         )
+    check_config(folder / "config.json")
     files = sorted(folder.glob("*.safetensors"))
     if weights and not files:
         if list(folder.glob("*.bin")) or list(folder.glob("*.pt*")):
@@ -37,6 +46,39 @@ def check_model_folder(folder: Path, *, weights: bool = True) -> None:
         safetensors_header(path)
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         raise InvalidModel(f"{folder} holds no tokenizer: expected tokenizer.json")
+
+
+def check_config(path: Path) -> None:
+    """Raise `InvalidModel` for a config that names code to be fetched or run when the model is loaded.
+
+    Code beside the model is named in many good configs (`auto_map`) and is never run; what these name is elsewhere, and
+    libraries have run it unasked (CVE-2026-4372, CVE-2026-22807).
+    """
+    for field, value in nested_fields(read_json(path)):
+        name = field.rpartition(".")[2]
+        code_elsewhere = name == "auto_map" and "--" in json.dumps(value)
+        kernel = "attn_implementation" in name and not all(
+            choice is None or isinstance(choice, bool) or is_plain(choice)
+            for choice in (value.values() if isinstance(value, dict) else [value])
+        )
+        method = name == "quant_method" and value not in QUANTIZATIONS
+        kind = name == "model_type" and not is_plain(value)
+        if code_elsewhere or kernel or method or kind or name in ("custom_pipelines", "_attn_implementation_internal"):
+            raise InvalidModel(
+                f"{path} has {field}={json.dumps(value)[:100]}, which names code that is not lorasmith's or transformers' own",
+                hint="take the field out if you trust the weights",
+            )
+
+
+def nested_fields(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(`text_config.model_type`, value) of a config and of the configs in it."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        yield f"{prefix}{name}", value
+        yield from nested_fields(value, f"{prefix}{name}.")
+
+
+def is_plain(value: Any) -> bool:
+    return isinstance(value, str) and PLAIN_NAME.fullmatch(value) is not None
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_every_printing_command_speaks_json(home: Path) -> None:
     assert len(json.loads(run(home, "preview", "support", "-n", "2", "--json").stdout)) == 2
     assert len(json.loads(run(home, "ledger", "support", "--json").stdout)) == 12
     assert json.loads(run(home, "ledger", "support", "--fate", "rejected", "--json").stdout) == []
-    assert json.loads(run(home, "rm", "support", "--yes", "--json").stdout) == {"removed": imported["id"]}
+    assert json.loads(run(home, "rm", "support", "--yes", "--json").stdout) == {"removed": [imported["id"]]}
 
 
 def test_list_show_preview_and_ledger_print_for_a_reader(home: Path) -> None:
@@ -209,3 +209,72 @@ def test_the_commands_load_no_heavy_library() -> None:
     code = f"import sys, lorasmith.cli.data; print(sorted({heavy} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert loaded.stdout.strip() == "[]"
+
+
+GAPS = "input,output\nWhat is open?,All of it.\nWho is there?,\nMail?,ann@mail.org\n"
+
+
+def test_validate_prints_a_line_for_each_finding_and_fails_where_an_import_would(home: Path, tmp_path: Path) -> None:
+    source = tmp_path / "gaps.csv"
+    source.write_text(GAPS, encoding="utf-8")
+    result = run(home, "validate", str(source), "--max-rejected", "0.4")
+    assert result.stdout.splitlines() == [
+        "gaps.csv:3: row 2, field `output`: found an empty text, expected the answer as text (unusable, rejected)",
+        "gaps.csv:4: row 3, field `messages[1].content`: found an e-mail address at character 1, expected no personal data "
+        "(personal-data)",
+        f"source    {source}",
+        "format    chat, because it has `input` and `output`",
+        "rows      kept 2, exact_duplicate 0, rejected 1",
+        "findings  unusable 1, personal-data 1",
+        "import    would succeed",
+    ]
+    error = error_of(home, "validate", str(source))
+    assert error.exit_code == 1
+    assert error.message == f"1 of 3 rows of {source} cannot be used, more than the allowed share of 0"
+    assert "no datasets yet" in run(home, "list").stderr
+
+
+def test_validate_speaks_json_also_where_it_fails(home: Path, tmp_path: Path) -> None:
+    source = tmp_path / "gaps.csv"
+    source.write_text(GAPS, encoding="utf-8")
+    with pytest.raises(LorasmithError) as caught:
+        CliRunner().invoke(app, ["validate", str(source), "--json"], obj=Shell(home=home), catch_exceptions=False)
+    failed = CliRunner().invoke(app, ["validate", str(source), "--json"], obj=Shell(home=home))
+    report = json.loads(failed.stdout)
+    assert (report["passes"], report["error"]) == (False, caught.value.message)
+    assert [(one["check"], one["line"]) for one in report["findings"]] == [("unusable", 3), ("personal-data", 4)]
+    assert report["counts"] == {"unusable": 1, "personal-data": 1}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--format", "alpacca"], "--format must be auto, alpaca, "),
+        (["--max-rejected", "5"], "--max-rejected must be a share from 0 to 1, got 5"),
+        (["--mend", "quotes"], "--mend must be control-characters, mojibake, join-turns, got 'quotes'"),
+        (["--reject", "secrets"], "--reject must be unusable, "),
+    ],
+)
+def test_wrong_options_of_a_validation_are_refused(home: Path, option: list[str], message: str) -> None:
+    assert error_of(home, "validate", SUPPORT, *option).message.startswith(message)
+
+
+def test_prepare_takes_several_domains(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "domains"
+    folder.mkdir()
+    for name in ("financial", "legal"):
+        lines = (f'{{"input": "{name} question {n}", "output": "answer {n}"}}\n' for n in range(40))
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    arguments = ["prepare", str(folder), "--output", str(tmp_path / "out"), "--domains", "financial, legal"]
+    result = run(home, *arguments, "--max-samples", "20", "--near-duplicates", "0.8", "--json")
+    prepared = json.loads(result.stdout)
+    assert {name: one["total_examples"] for name, one in prepared.items()} == {"financial": 20, "legal": 20}
+    shown = run(home, *arguments, "--name", "my", "--force").stdout
+    assert "my-financial" in shown
+    assert "my-legal" in run(home, "list").stdout
+    assert error_of(home, *arguments[:-1], "a,../b").message == (
+        "--domains must be names of letters, digits, dashes or underscores, got '../b'"
+    )
+    assert error_of(home, *arguments, "--near-duplicates", "0.2").message == (
+        "--near-duplicates must be a similarity from 0.4 to 1, got 0.2"
+    )

@@ -61,7 +61,7 @@ def test_duplicates_say_which_row_stands_for_which_and_leave_system_prompts_out(
 def test_another_threshold_hashes_nothing_again(home: Path, rows: str) -> None:
     first = json.loads(run(home, "duplicates", "rows", "--json").stdout)
     (index,) = home.glob("datasets/*/duplicates/*")
-    assert index.name == f"whole-{first['dataset_sha256']}"
+    assert index.name == "whole-rows"
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in index.iterdir()}
     result = run(home, "duplicates", "rows", "--threshold", "0.9", "--json")
     assert "nothing was hashed again" in result.stderr
@@ -160,3 +160,64 @@ def test_leakage_finds_held_out_rows_in_train(home: Path, tmp_path: Path) -> Non
     assert [(hit["row"], hit["item"]) for hit in val["hits"]] == [(1, 3)]
     assert (test["items"], test["held"]) == (1, 0)
     assert "holds 1 of 1 item of val: exact 1" in run(home, "leakage", "rows").stdout
+
+
+def test_a_benchmark_without_answers_is_looked_for_with_its_columns_mapped(
+    home: Path, rows: str, tmp_path: Path
+) -> None:
+    benchmark = tmp_path / "turns.jsonl"
+    items = [{"id": 1, "turns": ["Something else entirely?", CLIPS]}, {"id": 2, "turns": ["One?", "Two?", "Three?"]}]
+    benchmark.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    unmapped = error_of(home, "contamination", "rows", "--benchmark", str(benchmark))
+    assert "has the columns id, turns, expected one of" in unmapped.message
+    assert "messages=turns" not in str(unmapped.hint)  # its turns are texts, a conversation's are objects
+    held = [
+        json.loads(
+            run(
+                home, "contamination", "rows", "--benchmark", str(benchmark), "--map", f"text=turns.{turn}", "--json"
+            ).stdout
+        )["hits"]
+        for turn in (0, 1)
+    ]
+    assert [[(hit["row"], hit["item"], hit["kind"]) for hit in hits] for hits in held] == [[], [(7, 1, "exact")]]
+    error = error_of(home, "contamination", "rows", "--benchmark", "rows", "--map", "text=turns.1")
+    assert error.message == "--map is for the columns of a file, and 'rows' is a dataset"
+
+
+def test_a_bad_row_of_a_benchmark_is_named_with_its_place(home: Path, rows: str, tmp_path: Path) -> None:
+    benchmark = tmp_path / "bench.jsonl"
+    benchmark.write_text('{"input": "a", "output": "b"}\n{"input": "a", "output": ""}\n', encoding="utf-8")
+    error = error_of(home, "contamination", "rows", "--benchmark", str(benchmark))
+    assert error.message == (f"{benchmark}:2: row 2, field `output`: found an empty text, expected the answer as text")
+
+
+REWORDED = [
+    ("How do I reverse a list in Python?", "With reversed."),
+    ("In Python, how do I reverse a list?", "Use reversed for that."),
+    ("Since I exchange currencies frequently, would you offer me a discount?", "No."),
+    ("Would you offer me a discount, since I exchange currencies frequently?", "Sorry, no."),
+    ("My card payment was declined twice", "Call us."),
+    ("My card payments were declined twice", "Please phone."),
+    ("Who wrote the Iliad?", "Homer."),
+    ("who wrote the Iliad?", "homer."),
+]
+
+
+def test_the_second_pass_finds_sentences_in_another_order_or_form_that_the_first_does_not(
+    home: Path, tmp_path: Path
+) -> None:
+    run(home, "import", write_chats(tmp_path / "rows.jsonl", REWORDED), "--name", "rows")
+    first = json.loads(run(home, "duplicates", "rows", "--key", "instruction", "--json").stdout)
+    assert [(one["row"], one["kind"]) for one in first["duplicates"]] == [(8, "exact")]
+    semantic = ("duplicates", "rows", "--semantic", "--key", "instruction", "--threshold")
+    report = json.loads(run(home, *semantic, "0.6", "--json").stdout)
+    assert (report["rows"], report["left_out"], report["threshold"]) == (7, 1, 0.6)
+    pairs = report["pairs"]
+    assert sorted(pair["rows"] for pair in pairs) == [[1, 2], [3, 4], [5, 6]]
+    assert all(pair["cosine"] >= 0.6 and pair["similarity"] < 0.6 for pair in pairs)
+    assert pairs == sorted(pairs, key=lambda pair: -pair["cosine"])
+    printed = run(home, *semantic, "0.6").stdout
+    assert "  row 2: In Python, how do I reverse a list? Use reversed for that.\n" in printed
+    assert json.loads(run(home, *semantic, "0.99", "--json").stdout)["pairs"] == []
+    error = error_of(home, *semantic, "0.4")
+    assert error.message == "the threshold of the cosine must be between 0.5 and 1, got 0.4"

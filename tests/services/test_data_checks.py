@@ -47,6 +47,8 @@ def test_secrets_are_named_and_never_shown(text: str, found: str | None) -> None
         ("write to ann@example.com today", None),
         ("card 4111 1111 1111 1111, please", "a payment card number at character 6"),
         ("card 4111 1111 1111 1112, please", None),
+        ("card 3782-822463-10005, please", "a payment card number at character 6"),
+        ("2,000,000-400,000=$<<2000000-400000=1600000>>1,600,000", None),  # of GSM8K; its digits pass the Luhn check
         ("DE89 3704 0044 0532 0130 00", "an IBAN at character 1"),
         ("call +49 30 12345678 now", "a phone number at character 6"),
         ("call (555) 010-9999", "a phone number at character 6"),
@@ -173,3 +175,15 @@ def test_answers_in_another_language_are_flagged_and_short_ones_never(tmp_path: 
     assert [line.language for line in data.ledger] == ["en", "de", "unknown"]
     assert data.statistics["flags"] == {"other-language": 1}
     assert data.fates()[Fate.KEPT] == 3
+
+
+def test_of_a_classification_the_text_has_a_language_and_not_the_name_of_the_class(tmp_path: Path) -> None:
+    pytest.importorskip("py3langid")
+    label = "transfer_not_received_by_recipient"
+    rows = [
+        {"text": "My money has not arrived there yet, and I wonder why.", "label": label},
+        {"text": "Mein Geld ist dort noch nicht angekommen, warum nur?", "label": label},
+    ]
+    data = curate(rows_file(tmp_path, rows), DataPreparationSpec(languages=["en"]))
+    assert [line.language for line in data.ledger] == ["en", "de"]
+    assert [[(flag.field, flag.found) for flag in line.flags or ()] for line in data.ledger] == [[], [("text", "de")]]

@@ -107,17 +107,17 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"text": "a"}\n' * 6 + '{"text": "b"\n{"text": "c"}\n',
-            "a.jsonl:7: broken JSON at column 13: Expecting ',' delimiter, found '{\"text\": \"b\"'; "
+            "a.jsonl:7: broken JSON at column 13: Expecting ',' delimiter, found '{\"text\": \"b\"', "
             "expected one JSON object a line",
         ),
         (
             "a.json",
             '[\n{"text": "a"},\n{"text" "b"}\n]',
-            "a.json:3: broken JSON at column 9: Expecting ':' delimiter, found '{\"text\" \"b\"}'; "
+            "a.json:3: broken JSON at column 9: Expecting ':' delimiter, found '{\"text\" \"b\"}', "
             "expected a list of objects",
         ),
-        ("a.jsonl", '{"text": "a"}\n[1, 2]\n', "a.jsonl:2: row 2 is [1, 2], expected one JSON object a line"),
-        ("a.json", '["a"]', 'a.json:1: row 1 is "a", expected a list of objects'),
+        ("a.jsonl", '{"text": "a"}\n[1, 2]\n', "a.jsonl:2: found [1, 2], expected one JSON object a line"),
+        ("a.json", '["a"]', 'a.json:1: found "a", expected a list of objects'),
         (
             "a.json",
             '{"text": "a"}',
@@ -131,28 +131,28 @@ def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"text": "a", "text": "b"}',
-            "a.jsonl:1: broken JSON: the key 'text' stands twice in one object; expected one JSON object a line",
+            "a.jsonl:1: broken JSON: the key 'text' stands twice in one object, expected one JSON object a line",
         ),
         (
             "a.jsonl",
             '{"\\ud800": "a"}',
-            "a.jsonl:1: broken JSON: half of a surrogate pair in one of the keys ['\\ud800']; "
+            "a.jsonl:1: broken JSON: half of a surrogate pair in one of the keys ['\\ud800'], "
             "expected one JSON object a line",
         ),
         (
             "a.jsonl",
             '{"text": ' + "[" * 100_000,
-            "a.jsonl:1: found JSON that is nested too deeply; expected one JSON object a line",
+            "a.jsonl:1: found JSON that is nested too deeply, expected one JSON object a line",
         ),
         (
             "a.csv",
             "input,output\nyes, please,ok\n",
-            "a.csv:2: row 1 has 3 columns, expected 2 as in the header (input, output)",
+            "a.csv:2: found 3 columns, expected 2 as in the header (input, output)",
         ),
         (
             "a.csv",
             'input,output\n"a\nb",c\nd\n',
-            "a.csv:4: row 2 has 1 columns, expected 2 as in the header (input, output)",
+            "a.csv:4: found 1 column, expected 2 as in the header (input, output)",
         ),
         (
             "a.csv",
@@ -205,6 +205,8 @@ def test_the_hint_names_the_way_out(tmp_path: Path, name: str, content: str | by
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "notes.txt", "hello")
     assert error_of(tmp_path).message.startswith(f"{tmp_path} is a folder without a file to import, expected a JSON")
+    write(tmp_path, "rows.txt.bz2", b"BZh9")
+    assert error_of(tmp_path).hint == "it holds rows.txt.bz2: unpack it first: bunzip2 FILE"
 
 
 def test_a_folder_gives_the_rows_of_its_files_by_name_and_each_file_its_part(tmp_path: Path) -> None:

@@ -136,6 +136,14 @@ def test_a_mapping_is_offered_for_names_of_public_datasets(columns: list[str], m
     assert suggest_mapping(columns, [shape.required for shape in SHAPES]) == mapping
 
 
+def test_a_mapping_reaches_into_lists() -> None:
+    row = {"question": "q", "answers": {"text": ["a", "b"]}, "turns": ["one"]}
+    mapped = apply_mapping(row, {"input": "question", "output": "answers.text.1", "system": "turns.0"})
+    assert (mapped["input"], mapped["output"], mapped["system"]) == ("q", "b", "one")
+    for missing in ("turns.1", "turns.-1", "turns.x", "turns.0.a", "answers.text.²"):
+        assert "output" not in apply_mapping(row, {"output": missing})
+
+
 def test_a_mapping_renames_columns_and_reaches_into_objects() -> None:
     mapping = parse_mapping(["instruction=q, output=a.text"])
     assert apply_mapping({"q": "1", "a": {"text": "2"}, "output": "old"}, mapping) == {

@@ -6,7 +6,8 @@ import pytest
 
 from lorasmith.errors import InvalidSpec, MissingExtra, NotFound
 from lorasmith.schemas.data import DataImportSpec
-from lorasmith.schemas.training import PRESETS, TrainingSettings
+from lorasmith.schemas.training import TrainingSettings
+from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.specs import merge, parse_assignments
 from lorasmith.services.training import build_spec, start_training

@@ -6,7 +6,7 @@ from lorasmith.errors import Conflict, NotFound
 from lorasmith.schemas.models import BaseModelEntry
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
-from lorasmith.store.database import Base, current_revision, open_database
+from lorasmith.store.database import HEAD_REVISION, Base, current_revision, open_database
 
 
 def entry(name: str) -> BaseModelEntry:
@@ -49,6 +49,6 @@ def test_the_migrations_make_the_tables_that_the_code_declares(workbench: Workbe
     from alembic.migration import MigrationContext
 
     engine = open_database(workbench.home)
-    assert current_revision(engine) == "0001"
+    assert current_revision(engine) == HEAD_REVISION
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []

@@ -8,7 +8,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lorasmith.cli import adapters, data, demo, doctor, estimation, evaluation, jobs, models, serving, training
+from lorasmith.cli import (
+    adapters,
+    data,
+    demo,
+    doctor,
+    estimation,
+    evaluation,
+    jobs,
+    models,
+    secrets,
+    server,
+    serving,
+    training,
+    worker,
+)
 from lorasmith.cli.context import Shell
 from lorasmith.cli.output import console_err
 from lorasmith.errors import LorasmithError
@@ -80,6 +94,10 @@ app.add_typer(adapters.export_app, name="export")
 app.command("test")(serving.test)
 app.command("chat")(serving.chat)
 app.add_typer(jobs.app, name="jobs")
+app.command("serve")(server.serve)
+app.command("api-token")(server.show_token)
+app.add_typer(secrets.app, name="secrets")
+app.command("worker")(worker.worker)
 app.command("doctor")(doctor.doctor)
 
 

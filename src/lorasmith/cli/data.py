@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_duplicates, data_statistics
+from lorasmith.cli import data_augmentation, data_duplicates, data_statistics, data_validation, data_versions
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
+    MENDS,
+    domain_names,
     import_spec,
     known_fate,
     known_finding,
     known_format,
     known_part,
+    known_stratum,
     limits,
     near_duplicates_from,
     preparation_spec,
@@ -25,6 +28,9 @@ from lorasmith.cli.data_options import (
 from lorasmith.cli.data_view import counts, show_example, show_fields, sizes, summary, visible, why
 from lorasmith.cli.output import hint, print_json, print_table, size
 from lorasmith.errors import InvalidSpec
+
+if TYPE_CHECKING:
+    from lorasmith.schemas.data import DataPreparationSpec
 
 app = typer.Typer(help="Import, show and prepare datasets", no_args_is_help=True)
 
@@ -35,8 +41,7 @@ File = Annotated[
         metavar="SOURCE", help="JSON, JSON Lines, CSV or Parquet file, a folder of them, a saved dataset or hub id"
     ),
 ]
-MENDS = "control-characters, mojibake or join-turns"
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")]
 Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
 Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
 Salt = Annotated[str, typer.Option("--salt", help="Choose another split by another salt")]
@@ -66,6 +71,7 @@ def import_(
     near_duplicates: Annotated[
         float | None, typer.Option("--near-duplicates", help="Take out rows from this similarity on, such as 0.8")
     ] = None,
+    stratify: Annotated[str | None, typer.Option("--stratify", help="Hold the shares within each: label")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import a file as a dataset with train, val and test parts"""
@@ -84,7 +90,10 @@ def import_(
         "languages": language or [],
         "tokenizer": tokenizer,
         "near_duplicates": near_duplicates_from(near_duplicates),
+        "stratify": known_stratum(stratify),
     }
+    if exact and checks["stratify"]:
+        raise InvalidSpec("--exact cuts all rows and --stratify each label: give one of them")
     spec = import_spec(name, format, split, exact, salt, max_rejected, checks)
     with ImportView() as view:
         dataset = import_dataset(open_workbench(context), file, spec, view)
@@ -113,8 +122,9 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command()
 def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
-    """Show a dataset: source, parts, fates of the rows and lengths"""
+    """Show a dataset: source, parts, fates of the rows, lengths and versions"""
     from lorasmith.services.data import get_dataset, tokens_bytes
+    from lorasmith.services.data_versions import parents_of, versions_of
 
     workbench = open_workbench(context)
     dataset = get_dataset(workbench, name)
@@ -138,6 +148,10 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
             "source sha256": dataset.source_sha256,
             "sha256": dataset.sha256,
             "id": dataset.id,
+            "version": dataset.reference,
+            "made by": " → ".join(step.operation for step in dataset.lineage),
+            "parents": ", ".join(f"{one.name}@{one.sha256[:12]}" for one in parents_of(dataset)) or "none",
+            "versions": ", ".join(one.reference for one in versions_of(workbench, dataset.plain_name)),
         }
     )
 
@@ -194,22 +208,25 @@ def remove(
     context: typer.Context,
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove it though it is used")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a dataset and its files"""
-    from lorasmith.services.data import get_dataset, remove_dataset
+    """Remove a dataset with all its versions, or with NAME@digits one version"""
+    from lorasmith.services.data_removal import remove_dataset, versions_to_remove
 
     workbench = open_workbench(context)
-    dataset = get_dataset(workbench, name)
+    chosen = versions_to_remove(workbench, name)
     if not yes:
         if not sys.stdin.isatty():
-            raise InvalidSpec(f"removing {dataset.name!r} needs --yes", hint=f"lorasmith data rm {dataset.name} --yes")
-        typer.confirm(f"Remove {dataset.name} with {dataset.num_examples} examples?", abort=True, err=True)
-    remove_dataset(workbench, dataset.id)
+            raise InvalidSpec(f"removing {name!r} needs --yes", hint=f"lorasmith data rm {name} --yes")
+        versions = ", ".join(f"{one.reference} with {one.num_examples} examples" for one in chosen)
+        typer.confirm(f"Remove {versions}?", abort=True, err=True)
+    removed = remove_dataset(workbench, name, force=force)
     if as_json:
-        print_json({"removed": dataset.id})
-    else:
-        hint(f"removed {dataset.name} ({dataset.id})")
+        print_json({"removed": [dataset.id for dataset in removed]})
+        return
+    for dataset in removed:
+        hint(f"removed {dataset.reference} ({dataset.id})")
 
 
 @app.command()
@@ -275,16 +292,41 @@ def prepare(
     exact: Annotated[bool, typer.Option("--exact/--no-exact", help="Make the shares exact")] = True,
     salt: Salt = "lorasmith",
     max_rejected: MaxRejected = 0.0,
+    domains: Annotated[
+        str | None, typer.Option("--domains", help="Prepare these of a folder: financial,legal; each has its folder")
+    ] = None,
+    max_samples: Annotated[
+        int | None, typer.Option("--max-samples", min=1, help="Read at most the first so many rows, of each domain")
+    ] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option("--near-duplicates", help="Take out rows from this similarity on, such as 0.8")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files of an earlier run")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write collected interactions as ChatML train, val and test files"""
-    from lorasmith.services.data_preparation import prepare_and_import, prepare_folder
+    """Write conversations or collected interactions as ChatML train, val and test files"""
+    from lorasmith.services.data_preparation import prepare_and_import, prepare_domains, prepare_folder
 
+    checks = {"near_duplicates": near_duplicates_from(near_duplicates), "max_rows": max_samples}
+
+    def spec_of(dataset_name: str | None) -> DataPreparationSpec:
+        if dataset_name is None:
+            return preparation_spec(format, split, exact, salt, max_rejected, checks)
+        return import_spec(dataset_name, format, split, exact, salt, max_rejected, checks)
+
+    if domains is not None:
+        specs = {domain: spec_of(f"{name}-{domain}" if name else None) for domain in domain_names(domains)}
+        workbench = open_workbench(context) if name else None
+        prepared = prepare_domains(file, output, specs, workbench=workbench, force=force)
+        if as_json:
+            print_json(prepared)
+        else:
+            show_domains(prepared)
+        return
     if name is None:
-        metadata = prepare_folder(file, output, preparation_spec(format, split, exact, salt, max_rejected), force=force)
+        metadata = prepare_folder(file, output, spec_of(None), force=force)
     else:
-        wanted = import_spec(name, format, split, exact, salt, max_rejected)
+        wanted = import_spec(name, format, split, exact, salt, max_rejected, checks)
         metadata = prepare_and_import(open_workbench(context), file, output, wanted, force=force)
     if as_json:
         print_json(metadata)
@@ -305,6 +347,36 @@ def prepare(
     )
 
 
-app.command()(data_statistics.stats)
-for search in (data_duplicates.duplicates, data_duplicates.contamination, data_duplicates.leakage):
-    app.command()(search)
+def show_domains(prepared: dict[str, dict[str, Any]]) -> None:
+    columns = ("domain", "format", "train", "val", "test", "rows", "dataset")
+    rows = [
+        [
+            domain,
+            f"{one['format']}, because {one['format_reason']}",
+            *(one[f"{part}_examples"] for part in one["split"]),
+            counts(one["fates"]),
+            one.get("dataset", {}).get("name", ""),
+        ]
+        for domain, one in prepared.items()
+    ]
+    print_table(columns, rows)
+
+
+for command in (
+    data_statistics.stats,
+    data_validation.validate,
+    data_duplicates.duplicates,
+    data_duplicates.contamination,
+    data_duplicates.leakage,
+):
+    app.command()(command)
+for making_versions in (
+    data_versions.dedup,
+    data_versions.split,
+    data_versions.restore,
+    data_versions.lineage,
+    data_versions.replay,
+):
+    app.command()(making_versions)
+for augmentation in (data_augmentation.augment, data_augmentation.review):
+    app.command()(augmentation)

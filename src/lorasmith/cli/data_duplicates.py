@@ -8,11 +8,13 @@ import typer
 
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import known_part, one_of
+from lorasmith.cli.data_versions import NewName, checked_name, show_redecision
 from lorasmith.cli.data_view import show_fields, visible
 from lorasmith.cli.output import hint, print_json, print_table
+from lorasmith.errors import InvalidSpec
 
 if TYPE_CHECKING:
-    from lorasmith.schemas.duplicates import ContaminationReport, DuplicateReport
+    from lorasmith.schemas.duplicates import ContaminationReport, DuplicateReport, SimilarityReport
 
 SHOWN = 10
 SHOWN_CHARACTERS = 80
@@ -24,7 +26,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, with everythin
 def duplicates(
     context: typer.Context,
     name: Name,
-    threshold: Annotated[float, typer.Option("--threshold", help="Similarity of near duplicates, 0.4 to 1")] = 0.8,
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", help="Similarity of near duplicates, 0.4 to 1; of --semantic a cosine from 0.5"),
+    ] = 0.8,
+    semantic: Annotated[
+        bool,
+        typer.Option("--semantic", help="Pairs with their words in another order or form, for a person to decide on"),
+    ] = False,
     key: Annotated[str, typer.Option("--key", help="What is compared: whole, instruction or answer")] = "whole",
     as_json: AsJson = False,
 ) -> None:
@@ -34,6 +43,11 @@ def duplicates(
 
     one_of("--key", key, KEYS)
     chosen = next(known for known in KEYS if known == key)
+    if semantic:
+        from lorasmith.services.data_duplicates.similar import find_similar
+
+        show_similar(find_similar(open_workbench(context), name, threshold, chosen), as_json=as_json)
+        return
     report = find_duplicates(open_workbench(context), name, threshold, chosen)
     if as_json:
         print_json(report.model_dump(mode="json"))
@@ -67,26 +81,75 @@ def show_duplicates(report: DuplicateReport) -> None:
     say_rest(len(report.groups), "groups")
 
 
+def show_similar(report: SimilarityReport, *, as_json: bool) -> None:
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    show_fields(
+        {
+            "dataset": report.dataset,
+            "rows": f"{report.rows}, each compared with all others by {report.key}; {report.left_out} duplicates left out",
+            "pairs": f"{len(report.pairs)} with a cosine of {report.threshold:g} or more, for a person to decide on",
+        }
+    )
+    for pair in report.pairs[:SHOWN]:
+        typer.echo(f"\n{pair.cosine:.3f}  similarity {pair.similarity:.3f}")
+        for row, text in zip(pair.rows, pair.texts, strict=True):
+            typer.echo(f"  row {row}: {short(' '.join(text.split()))}")
+    say_rest(len(report.pairs), "pairs")
+
+
 def contamination(
     context: typer.Context,
     name: Name,
     benchmark: Annotated[str, typer.Option("--benchmark", help="File or dataset whose items are looked for")],
-    part: Annotated[str, typer.Option("--part", help="Where they are looked for: train, val or test")] = "train",
+    part: Annotated[
+        str | None, typer.Option("--part", help="Where they are looked for: train, val or test; without it, train")
+    ] = None,
     similarity: Similarity = 0.8,
+    map: Annotated[list[str] | None, typer.Option("--map", help="Columns of a file, as in import: text=prompt")] = None,
+    reject: Annotated[
+        bool, typer.Option("--reject", help="Take such rows out of every part, as a new version")
+    ] = False,
+    new_name: NewName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show rows that hold items of a benchmark"""
+    """Show rows that hold items of a benchmark, or take them out"""
+    if reject and part:
+        raise InvalidSpec("--reject takes rows out of every part: leave --part out")
+    if reject and map:
+        raise InvalidSpec(
+            "--reject looks for the items of a benchmark in a known format, without --map",
+            hint="import the benchmark as a dataset with --map first, and give its name",
+        )
+    if reject:
+        decontaminate(context, name, benchmark, similarity, new_name, as_json)
+        return
     from lorasmith.services.data_duplicates.leaks import find_contamination
+    from lorasmith.services.data_mapping import parse_mapping
 
-    report = find_contamination(open_workbench(context), name, benchmark, known_part(part), similarity)
+    columns = parse_mapping(map or [])
+    report = find_contamination(
+        open_workbench(context), name, benchmark, known_part(part or "train"), similarity, columns
+    )
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
         show_contamination(report)
 
 
-def leakage(context: typer.Context, name: Name, similarity: Similarity = 0.8, as_json: AsJson = False) -> None:
-    """Show rows of train that hold rows of val or test"""
+def leakage(
+    context: typer.Context,
+    name: Name,
+    similarity: Similarity = 0.8,
+    reject: Annotated[bool, typer.Option("--reject", help="Take such rows out, as a new version")] = False,
+    new_name: NewName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows of train that hold rows of val or test, or take them out"""
+    if reject:
+        decontaminate(context, name, None, similarity, new_name, as_json)
+        return
     from lorasmith.services.data_duplicates.leaks import find_leakage
 
     reports = find_leakage(open_workbench(context), name, similarity)
@@ -95,6 +158,15 @@ def leakage(context: typer.Context, name: Name, similarity: Similarity = 0.8, as
         return
     for report in reports:
         show_contamination(report)
+
+
+def decontaminate(
+    context: typer.Context, name: str, benchmark: str | None, similarity: float, new_name: str | None, as_json: bool
+) -> None:
+    from lorasmith.services.data_decontamination import decontaminate
+
+    done = decontaminate(open_workbench(context), name, benchmark, similarity, new_name=checked_name(new_name))
+    show_redecision(done, as_json)
 
 
 def show_contamination(report: ContaminationReport) -> None:

@@ -14,12 +14,28 @@ if TYPE_CHECKING:
 FORMATS = (
     "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification, summarization, preference or kto"
 )
+MENDS = "control-characters, mojibake or join-turns"
 
 
-def preparation_spec(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataPreparationSpec:
+def preparation_spec(
+    format: str, split: str, exact: bool, salt: str, max_rejected: float, checks: dict[str, Any] | None = None
+) -> DataPreparationSpec:
     from lorasmith.schemas.data import DataPreparationSpec
 
-    return DataPreparationSpec.model_validate(checked_options(format, split, exact, salt, max_rejected))
+    options = checked_options(format, split, exact, salt, max_rejected)
+    return DataPreparationSpec.model_validate({**options, **(checks or {})})
+
+
+def domain_names(text: str) -> list[str]:
+    """`financial,legal` as names, each once."""
+    names = [name.strip() for name in text.split(",")]
+    wrong = next((name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)), None)
+    if wrong is not None:
+        raise InvalidSpec(
+            f"--domains must be names of letters, digits, dashes or underscores, got {wrong!r}",
+            hint="--domains financial,legal",
+        )
+    return list(dict.fromkeys(names))
 
 
 def import_spec(
@@ -33,13 +49,9 @@ def import_spec(
 ) -> DataImportSpec:
     from pydantic import ValidationError
 
-    from lorasmith.schemas.data import DataImportSpec, Mend
+    from lorasmith.schemas.data import DataImportSpec
 
-    options = {**checked_options(format, split, exact, salt, max_rejected), **(checks or {})}
-    for mend in options.get("mend", ()):
-        one_of("--mend", mend, get_args(Mend))
-    for finding in options.get("reject", ()):
-        known_finding(finding, "--reject")
+    options = {**checked_options(format, split, exact, salt, max_rejected), **known_checks(checks or {})}
     try:
         return DataImportSpec.model_validate({"name": name, **options})
     except ValidationError:
@@ -50,18 +62,44 @@ def import_spec(
         ) from None
 
 
+def validation_spec(format: str, max_rejected: float, checks: dict[str, Any]) -> DataPreparationSpec:
+    """What `data validate` asks: an import's checks, without its name and its split."""
+    from lorasmith.schemas.data import DataPreparationSpec
+
+    known = {"format": known_row_format(format), "max_rejected_share": known_share(max_rejected)}
+    return DataPreparationSpec.model_validate({**known, **known_checks(checks)})
+
+
+def known_checks(checks: dict[str, Any]) -> dict[str, Any]:
+    from lorasmith.schemas.data import Mend
+
+    for mend in checks.get("mend", ()):
+        one_of("--mend", mend, get_args(Mend))
+    for finding in checks.get("reject", ()):
+        known_finding(finding, "--reject")
+    return checks
+
+
 def checked_options(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> dict[str, Any]:
+    known = {"format": known_row_format(format), "max_rejected_share": known_share(max_rejected)}
+    return {**known, "split": parse_split(split), "exact": exact, "salt": salt}
+
+
+def known_row_format(text: str) -> str:
     from lorasmith.schemas.data import DatasetFormat
 
     formats = ["auto", *(format.value for format in DatasetFormat)]
-    if format not in formats:
-        raise InvalidSpec(f"--format must be {FORMATS}, got {format!r}{did_you_mean(format, formats)}")
+    if text not in formats:
+        raise InvalidSpec(f"--format must be {FORMATS}, got {text!r}{did_you_mean(text, formats)}")
+    return text
+
+
+def known_share(max_rejected: float) -> float:
     if not 0 <= max_rejected <= 1:
         raise InvalidSpec(
             f"--max-rejected must be a share from 0 to 1, got {max_rejected:g}", hint="--max-rejected 0.05"
         )
-    shares = parse_split(split)
-    return {"format": format, "split": shares, "exact": exact, "salt": salt, "max_rejected_share": max_rejected}
+    return max_rejected
 
 
 def limits(option: str, given: list[str]) -> dict[str, int]:
@@ -97,6 +135,12 @@ def known_finding(text: str | None, option: str = "--flag") -> FindingName | Non
     if text is not None:
         one_of(option, text, get_args(FindingName))
     return cast("FindingName | None", text)
+
+
+def known_stratum(text: str | None) -> str | None:
+    if text is not None:
+        one_of("--stratify", text, ("label", "none"))
+    return None if text == "none" else text
 
 
 def known_format(text: str) -> DatasetFormat:

@@ -25,9 +25,9 @@ def summary(dataset: Dataset) -> dict[str, str]:
     }
     if dataset.statistics.get("ignored_fields"):
         fields["not used"] = counts(dataset.statistics["ignored_fields"])
-    for name in ("flags", "languages"):
+    for name in ("flags", "languages", "made_by"):
         if dataset.statistics.get(name):
-            fields[name] = counts(dataset.statistics[name])
+            fields[name.replace("_", " ")] = counts(dataset.statistics[name])
     if dataset.statistics.get("split_note"):
         fields["note"] = dataset.statistics["split_note"]
     return fields
@@ -49,6 +49,11 @@ def show_fields(fields: dict[str, str]) -> None:
 
 def show_example(example: Example) -> None:
     typer.echo(f"row {example.row}, example {example.id}")
+    if example.made_by is not None:
+        made_by = example.made_by
+        typer.echo(
+            f"  made by: {visible(f'{made_by.method}, {made_by.teacher} at {made_by.host}, of {made_by.source}')}"
+        )
     if example.messages is None:
         typer.echo(f"  text: {visible(example.text or '')}")
     for message in example.messages or ():
@@ -76,5 +81,6 @@ def visible(text: str) -> str:
 
 def why(line: LedgerLine) -> str | None:
     """The reason of a row's fate, how it was changed, and what was found in it."""
-    flags = [f"{flag.check}: {flag.sentence()}" for flag in line.flags or ()]
+    told = () if line.fate == "rejected" else line.flags or ()  # the reason is one of them
+    flags = [f"{flag.check}: {flag.sentence()}" for flag in told]
     return "; ".join([*filter(None, [line.reason]), *(line.changes or ()), *flags]) or None

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from lorasmith.cli.context import open_workbench
-from lorasmith.cli.output import console_err, print_json, print_table
-from lorasmith.schemas.jobs import JobRequest
+from lorasmith.cli.output import console_err, hint, print_json, print_table
+from lorasmith.schemas.jobs import JobRequest, JobStatus
 
 app = typer.Typer(help="Jobs that ran or run", no_args_is_help=True)
 
@@ -64,13 +64,13 @@ def job_metrics(context: typer.Context, job: str) -> None:
 
 @app.command("pause")
 def pause_job(context: typer.Context, job: str) -> None:
-    """Save a running training job and stop it, to go on with `train --resume`"""
+    """Save a job and stop it, to go on with `jobs resume`, `train --resume` or `data augment --resume`"""
     ask(context, job, JobRequest.PAUSE)
 
 
 @app.command("cancel")
 def cancel_job(context: typer.Context, job: str) -> None:
-    """Save a running training job and stop it for good"""
+    """Stop a job for good; what it has made so far is saved first"""
     ask(context, job, JobRequest.CANCEL)
 
 
@@ -84,9 +84,35 @@ def ask(context: typer.Context, name: str, request: JobRequest) -> None:
     from lorasmith.services import jobs
 
     workbench = open_workbench(context)
-    job = jobs.show_job(workbench, name)
-    jobs.ask(workbench, job, request)
-    console_err().print(f"asked {job.id} to {request} at its next step")
+    job = jobs.ask(workbench, jobs.show_job(workbench, name), request)
+    text = f"asked {job.id} to {request} at its next step" if job.request else f"{job.id} is {job.status}"
+    console_err().print(text, markup=False)
+
+
+@app.command("resume")
+def resume_job(context: typer.Context, job: str) -> None:
+    """Queue a stopped training job again; a worker goes on from its last checkpoint"""
+    from lorasmith.services import jobs
+
+    workbench = open_workbench(context)
+    queued = jobs.queue_again(workbench, jobs.show_job(workbench, job))
+    console_err().print(f"{queued.id} is queued", markup=False)
+    hint("lorasmith worker or lorasmith serve runs it; lorasmith train --resume goes on in this terminal")
+
+
+@app.command("watch")
+def watch_job(context: typer.Context, job: str) -> None:
+    """Show a job as it runs, until it ends; Ctrl-C leaves it alone"""
+    from lorasmith.cli.watching import JobView
+    from lorasmith.services import jobs
+
+    workbench = open_workbench(context)
+    found = jobs.show_job(workbench, job)
+    with JobView(found.name) as view:
+        found = jobs.watch(workbench, found, view)
+    console_err().print(f"{found.id} is {found.status}" + (f": {found.reason}" if found.reason else ""), markup=False)
+    if found.status is JobStatus.FAILED:
+        raise typer.Exit(1)
 
 
 @app.command("checkpoints")

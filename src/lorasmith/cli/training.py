@@ -10,6 +10,7 @@ import typer
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.output import console_out, duration, hint, print_json, size
 from lorasmith.cli.watching import JobView
+from lorasmith.schemas.jobs import Job
 
 
 def train(
@@ -30,6 +31,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the run with every default filled in, and stop")
     ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Queue the run for a worker, and return")] = False,
+    priority: Annotated[int, typer.Option(help="Of a queued run: higher ones go first")] = 0,
+    cores: Annotated[int | None, typer.Option(min=1, help="CPU cores that the run may use; without it, all")] = None,
     resume: Annotated[str | None, typer.Option(metavar="JOB", help="Go on with a stopped job")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the adapter as JSON")] = False,
 ) -> None:
@@ -37,6 +41,11 @@ def train(
     from lorasmith.services import training
 
     workbench = open_workbench(context)
+    if resume and detach:
+        from lorasmith.services import jobs
+
+        print_queued(jobs.queue_again(workbench, jobs.show_job(workbench, resume)), as_json=as_json)
+        return
     if resume:
         with JobView("train") as view:
             adapter = training.resume_training(workbench, resume, view)
@@ -48,7 +57,10 @@ def train(
 
             print(yaml.safe_dump(spec.model_dump(), sort_keys=False), end="")
             return
-        job = training.start_training(workbench, spec)
+        job = training.start_training(workbench, spec, auto_resume=detach, priority=priority, cores=cores)
+        if detach:
+            print_queued(job, as_json=as_json)
+            return
         hint(f"job {job.id} · {workbench.path(job.folder)}")
         with JobView("train") as view:
             adapter = training.train(workbench, job, view)
@@ -63,3 +75,11 @@ def train(
     )
     console_out().print(f"  {workbench.path(adapter.folder)}", markup=False)
     hint(f"next: lorasmith eval {adapter.name} --data {adapter.dataset}")
+
+
+def print_queued(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+        return
+    console_out().print(f"queued {job.id} as {job.name}", markup=False)
+    hint(f"lorasmith worker or lorasmith serve runs it; follow it with: lorasmith jobs watch {job.id}")

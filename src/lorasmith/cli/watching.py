@@ -21,6 +21,7 @@ PHASES = {
     "save": "saving",
     "rehearse": "rehearsing the memory of steps",
     "measure": "measuring a few layers",
+    "ask": "asking the teacher",
 }
 LINE_EVERY_S = 10.0
 
@@ -69,9 +70,10 @@ class JobView:
             self.validation_loss = data["loss"]
         elif event.type == "progress":
             last = data["done"] == data["total"]
-            self.show(
-                f"{data['condition']}: {data['done']} of {data['total']}", data["done"], data["total"], important=last
-            )
+            facts = f"{data['condition']}: {data['done']} of {data['total']}"
+            if data.get("facts"):
+                facts += f" · {data['facts']}"
+            self.show(facts, data["done"], data["total"], important=last)
         elif event.type == "rows":
             self.print_rows(data)
         elif event.type in ("note", "warning"):

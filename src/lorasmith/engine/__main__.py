@@ -7,13 +7,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import IO
 
 from pydantic import BaseModel, ValidationError
 
 from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.reporting import Reporter
-from lorasmith.errors import Interrupted, InvalidSpec, LorasmithError
-from lorasmith.files import read_json, write_json
+from lorasmith.errors import Conflict, Interrupted, InvalidSpec, LorasmithError
+from lorasmith.files import read_json, try_lock, write_json
 from lorasmith.schemas.jobs import JobError, JobKind, JobOrder
 
 STAGES = {
@@ -23,6 +24,7 @@ STAGES = {
     JobKind.GENERATION: "lorasmith.engine.serving.run",
     JobKind.LABELS: "lorasmith.engine.data.labels",
     JobKind.ESTIMATE: "lorasmith.engine.training.estimation.run",
+    JobKind.AUGMENTATION: "lorasmith.engine.augmentation.run",
     JobKind.STATISTICS: "lorasmith.engine.data.statistics",
 }
 
@@ -32,6 +34,10 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m lorasmith.engine JOB_FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0]).resolve()
+    lock = own_lock(folder)
+    if lock is None:
+        print(f"another engine process runs in {folder}", file=sys.stderr)
+        return Conflict.exit_code
     (folder / "error.json").unlink(missing_ok=True)
     report = Reporter(folder)
     report.obey_signals()
@@ -49,6 +55,19 @@ def main(arguments: list[str]) -> int:
     write_json(folder / "result.json", result.model_dump(mode="json"))
     report("ended", status="completed")
     return 0
+
+
+def own_lock(folder: Path) -> IO[str] | None:
+    """The folder's lock, held until the process ends; None when another engine has it.
+
+    Who starts an engine may have taken it already, and handed it on with its number in `LORASMITH_ENGINE_LOCK`.
+    """
+    inherited = os.environ.pop("LORASMITH_ENGINE_LOCK", None)
+    if inherited is not None:
+        os.set_inheritable(int(inherited), False)
+        return os.fdopen(int(inherited), "w")
+    lock = (folder / "engine.lock").open("w")
+    return lock if try_lock(lock.fileno()) else None
 
 
 def run_job(folder: Path, report: Reporter) -> BaseModel:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.errors import Cancelled, Interrupted, Paused
-from lorasmith.files import disk_errors, read_json
+from lorasmith.files import cut_torn_line, disk_errors, read_json
 from lorasmith.schemas.jobs import JobRequest, now
 
 EVENTS, CONTROL = "events.jsonl", "control.json"
@@ -72,10 +72,5 @@ class SilentReporter(Reporter):
 
 def count_whole_lines(path: Path) -> int:
     """Lines of the file; a torn last line, left by a crash, is cut off."""
-    if not path.exists():
-        return 0
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
-        path.write_bytes(whole)
-    return whole.count(b"\n")
+    cut_torn_line(path)
+    return path.read_bytes().count(b"\n") if path.exists() else 0

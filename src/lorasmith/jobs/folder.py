@@ -57,9 +57,9 @@ def read_error(folder: Path) -> JobError | None:
 class EventReader:
     """Reads whole event lines as they appear; a line still being written is left for the next call."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, from_now: bool = False) -> None:
         self.path = folder / EVENTS
-        self.offset = 0
+        self.offset = self.path.stat().st_size if from_now and self.path.exists() else 0
 
     def new_events(self) -> Iterator[Event]:
         if not self.path.exists():
@@ -71,10 +71,6 @@ class EventReader:
                     return
                 self.offset += len(line)
                 yield Event.model_validate(json.loads(line))
-
-    def skip_present(self) -> None:
-        """Forget what is there now, so that only events of a new run are read."""
-        self.offset = self.path.stat().st_size if self.path.exists() else 0
 
 
 def log_tail(folder: Path, lines: int = 15) -> str:

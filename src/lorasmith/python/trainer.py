@@ -20,13 +20,14 @@ from lorasmith.engine.training.run import run as run_training
 from lorasmith.errors import InvalidData
 from lorasmith.files import read_json, sha256_bytes, write_json
 from lorasmith.jobs.folder import ORDER, RESULT
+from lorasmith.jobs.leases import LeaseKeeper, holder
 from lorasmith.python.adapters import LoRAAdapter, apply_lora_adapter
 from lorasmith.schemas.data import DataImportSpec
-from lorasmith.schemas.jobs import Job, JobOrder
+from lorasmith.schemas.jobs import Job, JobOrder, JobStatus
 from lorasmith.schemas.training import TrainingSpec
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.job_outcomes import adapter_of_job
-from lorasmith.services.jobs import settle
+from lorasmith.services.jobs import conclude
 from lorasmith.services.models import resolve_model
 from lorasmith.services.specs import parse_spec
 from lorasmith.services.training import start_training
@@ -123,7 +124,7 @@ class LoRATrainer:
             },
         )
         self.model = self.peft_model = None  # the run loads its own copy; two would double the memory
-        return self.collect(self.run(start_training(self.workbench, spec)))
+        return self.collect(self.run(start_training(self.workbench, spec, auto_resume=False)))
 
     def import_rows(self, train_rows: Rows, eval_rows: Rows) -> str:
         """Store rows as a dataset named after their content; returns its name."""
@@ -140,9 +141,15 @@ class LoRATrainer:
     def run(self, job: Job) -> Job:
         folder = self.workbench.path(job.folder)
         order = JobOrder.model_validate(read_json(folder / ORDER))
-        result = run_training(order, folder, Reporter(folder))
-        write_json(folder / RESULT, result.model_dump(mode="json"))
-        return settle(self.workbench, job)
+        job, lease = self.workbench.jobs.take(job.id, holder(), {JobStatus.QUEUED})
+        with LeaseKeeper(self.workbench.jobs, lease):
+            try:
+                result = run_training(order, folder, Reporter(folder))
+                write_json(folder / RESULT, result.model_dump(mode="json"))
+            finally:
+                job = conclude(self.workbench, job, lease)
+                self.workbench.jobs.release(lease)
+        return job
 
     def collect(self, job: Job) -> LoRATrainingResult:
         assert job.result is not None

@@ -24,6 +24,8 @@ class Adapter(BaseModel):
     base_folder: str
     training_job_id: str | None
     dataset: str | None
+    dataset_id: str | None = Field(None, description="Of the version that it was trained on.")
+    dataset_sha256: str | None = None
     folder: str
     digest: str
     size_bytes: int

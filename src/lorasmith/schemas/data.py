@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lorasmith.schemas.data_lineage import SHOWN_DIGITS, DataStep
 from lorasmith.schemas.jobs import now
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -98,6 +99,22 @@ class Message(BaseModel):
         return self.model_dump(exclude_none=True, exclude={"weight"})
 
 
+class MadeBy(BaseModel):
+    """Where an example comes from that a teacher wrote or changed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    teacher: str = Field(description="Model that wrote it.")
+    host: str = Field(description="Of the endpoint.")
+    source: str = Field(description="Id of the example that it was made from.")
+    prompt: str = Field(description="Method and version of the prompt.")
+    job: str
+    time: datetime = Field(description="When the answer came.")
+    accepted_by: str | None = None
+    edited: bool | None = None
+
+
 class Example(BaseModel):
     """One canonical row: a conversation, or a plain text of which each token is trained.
 
@@ -115,6 +132,7 @@ class Example(BaseModel):
     chosen: list[Message] | None = None
     rejected: list[Message] | None = None
     desirable: bool | None = None
+    made_by: MadeBy | None = None
 
     @model_validator(mode="after")
     def either_messages_or_text(self) -> Example:
@@ -145,7 +163,7 @@ CONTENT_FIELDS = {"messages", "text", "tools", "chosen", "rejected", "desirable"
 
 
 class Fate(StrEnum):
-    """What became of an input row. `cut` and `leaks` are reserved for passes over a dataset, none of which gives them yet."""
+    """What became of an input row. `cut` is reserved for a pass over a dataset that cuts, which there is none of yet."""
 
     KEPT = "kept"
     CHANGED = "changed"
@@ -160,7 +178,10 @@ STAYS = (Fate.KEPT, Fate.CHANGED, Fate.CUT)  # fates of rows that have an exampl
 
 
 class Finding(BaseModel):
-    """One thing about one row: which field, what was found there, what was expected."""
+    """One thing about one row: which field (`row` for the whole of it), what was found there, what was expected.
+
+    `unusable`: no example can be made of the row.
+    """
 
     check: FindingName
     field: str
@@ -168,15 +189,17 @@ class Finding(BaseModel):
     expected: str
 
     def sentence(self) -> str:
-        return f"field `{self.field}`: found {self.found}, expected {self.expected}"
+        where = "" if self.field == "row" else f"field `{self.field}`: "
+        return f"{where}found {self.found}, expected {self.expected}"
 
 
 class LedgerLine(BaseModel):
     """What became of one input row. `line` is its line in `file` where the format has lines.
 
     `changes` says how a changed row was mended; `cut_tokens` how many tokens were cut; `similarity` (0 to 1) how near a
-    near duplicate is to `duplicate_of_row`; `leaks_into` which part or benchmark holds the row too; `flags` what was
-    found in a row that stays; `tokens` how long its contents are, where a tokenizer was given.
+    near duplicate is to `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was
+    found in a row that stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part
+    that the row itself asks for, `own_group` its group where it was joined with others.
     """
 
     row: int
@@ -184,6 +207,8 @@ class LedgerLine(BaseModel):
     line: int | None = None
     fate: Fate
     part: Part | None = None
+    asked_part: Part | None = None
+    own_group: str | None = None
     example_id: str | None = None
     duplicate_of_row: int | None = None
     similarity: float | None = None
@@ -208,9 +233,13 @@ class DataPreparationSpec(BaseModel):
         default=False, description="Sort by the hash and cut, so that shares are exact for a small set."
     )
     salt: str = Field(default="lorasmith", description="Part of each group's hash; another salt gives another split.")
+    stratify: Literal["label"] | None = Field(
+        default=None, description="Hold the shares within each label, for rows in the order in which they come."
+    )
     max_rejected_share: float = Field(
         default=0.0, ge=0, le=1, description="Share of bad rows above which the import stops."
     )
+    max_rows: int | None = Field(default=None, ge=1, description="Read at most this many rows, the first ones.")
     strict: bool = Field(default=False, description="Stop at the first finding, also at one that only flags a row.")
     column_map: dict[str, str] = Field(
         default_factory=dict, description="Field of the format → column of the file, with dots into objects."
@@ -236,6 +265,12 @@ class DataPreparationSpec(BaseModel):
             raise ValueError(f"the shares of train, val and test must be at least 0 and add up to 1, got {self.split}")
         return self
 
+    @model_validator(mode="after")
+    def one_way_to_split(self) -> DataPreparationSpec:
+        if self.exact and self.stratify:
+            raise ValueError("`exact` cuts all rows and `stratify` each label: give one of them")
+        return self
+
 
 class DataImportSpec(DataPreparationSpec):
     """What `data import` was asked to do."""
@@ -250,26 +285,50 @@ class Detection(BaseModel):
     reason: str
 
 
+class SetAside(BaseModel):
+    """A row that a decision took out, as it was read: what the decision needs when it is made anew."""
+
+    line: LedgerLine
+    example: Example
+
+
 class Dataset(BaseModel):
-    """A stored dataset; `folder` is relative to the home folder and holds `<part>.jsonl` and `ledger.jsonl`."""
+    """A version of a stored dataset; `folder` is relative to the home folder and holds `<part>.jsonl`, `ledger.jsonl`
+    and `set_aside.jsonl`.
+
+    The newest version has the plain name, an older one `NAME@` and the first digits of its digest.
+    """
 
     id: str
     name: str
+    description: str | None = None
     format: DatasetFormat
     format_reason: str
     kind: DatasetKind = "sft"
     source: str
     source_sha256: str
     spec: DataImportSpec | None = Field(
-        default=None, description="What the import was asked to do; None if not imported."
+        default=None, description="What the import was asked to do, with what was decided since; None if not imported."
     )
     sha256: str = Field(description="Digest of the parts' content; equal datasets have equal digests.")
+    lineage: list[DataStep] = Field(default_factory=list, description="From the source to this version.")
+    read_in: str | None = Field(default=None, description="Id of the version whose import read the rows.")
     folder: str
     num_examples: int
     part_sizes: dict[Part, int]
     fates: dict[Fate, int] = Field(description="Input rows of each fate; together they are all rows of the source.")
     statistics: dict[str, Any] = Field(default_factory=dict)
     created_at: datetime = Field(default_factory=now)
+    updated_at: datetime | None = Field(default=None, description="When name or description were changed last.")
+
+    @property
+    def plain_name(self) -> str:
+        return self.name.partition("@")[0]
+
+    @property
+    def reference(self) -> str:
+        """A name that stays with this version."""
+        return f"{self.plain_name}@{self.sha256[:SHOWN_DIGITS]}"
 
 
 class LabelSpec(BaseModel):

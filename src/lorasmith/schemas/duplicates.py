@@ -36,6 +36,27 @@ class DuplicateReport(BaseModel):
     groups: list[list[int]] = Field(description="Rows that stay, with one instruction and different answers.")
 
 
+class SimilarRows(BaseModel):
+    """Two rows, the earlier first, with all that they say. `similarity` is that of the first pass: shared shingles."""
+
+    rows: tuple[int, int]
+    texts: tuple[str, str]
+    cosine: float
+    similarity: float
+
+
+class SimilarityReport(BaseModel):
+    """Pairs for a person to decide on, the nearest first; nothing is taken out for them."""
+
+    dataset: str
+    dataset_sha256: str
+    key: Literal["whole", "instruction", "answer"]
+    threshold: float
+    rows: int = Field(description="Rows that were compared, all with all.")
+    left_out: int = Field(description="Rows for which another one stands after the first pass at 0.8.")
+    pairs: list[SimilarRows]
+
+
 class HeldItem(BaseModel):
     """One row that holds one item. `text` is what matches, folded; `similarity` stands at `similar` alone."""
 

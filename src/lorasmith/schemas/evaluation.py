@@ -47,6 +47,8 @@ class EvaluationInputs(BaseModel):
     adapter_name: str | None
     adapter_folder: str | None
     dataset_name: str
+    dataset_id: str | None = None
+    dataset_sha256: str | None = None
     examples_file: str
     shots_file: str | None
     training_events: str | None = Field(None, description="events.jsonl of the training job, for the loss curve.")
@@ -100,6 +102,8 @@ class Evaluation(BaseModel):
     adapter: str | None
     model: str
     dataset: str
+    dataset_id: str | None = Field(None, description="Of the version whose part was measured on.")
+    dataset_sha256: str | None = None
     part: Part
     conditions: list[ConditionResult]
     comparisons: list[Comparison]

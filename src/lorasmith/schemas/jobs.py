@@ -16,7 +16,12 @@ class JobKind(StrEnum):
     GENERATION = "generation"
     LABELS = "labels"
     ESTIMATE = "estimate"
+    AUGMENTATION = "augmentation"
     STATISTICS = "statistics"
+
+
+HEAVY = {JobKind.TRAINING, JobKind.EVALUATION}
+KEEPS_ITS_WORK = {JobKind.TRAINING, JobKind.AUGMENTATION}  # kinds that stop with what is done saved, and go on from it
 
 
 class JobStatus(StrEnum):
@@ -31,6 +36,7 @@ class JobStatus(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+ACTIVE = {JobStatus.PREPARING, JobStatus.TRAINING, JobStatus.RUNNING}
 ENDED = {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.INTERRUPTED}
 
 
@@ -77,18 +83,40 @@ class JobError(BaseModel):
 
 
 class Job(BaseModel):
-    """A stored job; `folder` is relative to the home folder."""
+    """A stored job; `folder` is relative to the home folder.
+
+    `asked` is what another protocol's request said that `spec` has no field for. `pid` and `process_started` (clock ticks after the machine's start) name its engine process while it runs. `request`
+    is what it has been asked and has not done. With `auto_resume` workers run it, and start it again after a crash; `tries` counts automatic restarts since the checkpoint `reached`.
+    """
 
     id: str
     kind: JobKind
     name: str
+    description: str | None = None
     status: JobStatus = JobStatus.QUEUED
     reason_code: str | None = None
     reason: str | None = None
     spec: dict[str, Any]
+    asked: dict[str, Any] | None = None
     folder: str
+    base_model: str | None = None
+    dataset_id: str | None = None
+    adapter_id: str | None = None
+    priority: int = 0
+    device: str = "cpu"
+    cores: int | None = None
+    auto_resume: bool = True
+    request: JobRequest | None = None
+    tries: int = 0
+    reached: str = ""
     pid: int | None = None
+    process_started: int | None = None
     created_at: datetime = Field(default_factory=now)
     started_at: datetime | None = None
     completed_at: datetime | None = None
     result: dict[str, Any] | None = None
+
+    @property
+    def lane(self) -> str:
+        """Where it waits: jobs of one lane share what it has."""
+        return self.device if self.kind in HEAVY else "light"

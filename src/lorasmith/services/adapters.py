@@ -8,6 +8,7 @@ from pathlib import Path
 from lorasmith.errors import InvalidData
 from lorasmith.files import sha256_file, verify_manifest
 from lorasmith.schemas.adapters import Adapter
+from lorasmith.services.in_use import refuse_while_used
 from lorasmith.services.job_outcomes import adapter_digest
 from lorasmith.services.workbench import Workbench
 
@@ -21,8 +22,12 @@ def show_adapter(workbench: Workbench, name_or_id: str) -> Adapter:
 
 
 def remove_adapter(workbench: Workbench, name_or_id: str) -> Adapter:
-    """Row first, files second: a crash between them leaves files that nothing points at, never a row without files."""
+    """Row first, files second: a crash between them leaves files that nothing points at, never a row without files.
+
+    Raises `Conflict` while a job works with it.
+    """
     adapter = workbench.adapters.require(name_or_id)
+    refuse_while_used(workbench, "adapter", adapter.name, {"adapter": {adapter.id, adapter.name}})
     workbench.adapters.remove(adapter.id)
     shutil.rmtree(workbench.path(adapter.folder), ignore_errors=True)
     return adapter

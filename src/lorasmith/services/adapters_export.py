@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorasmith.errors import Conflict
+from lorasmith.files import new_id
 from lorasmith.schemas.adapters import ExportInputs, ExportResult, ExportSpec
-from lorasmith.schemas.jobs import JobKind
+from lorasmith.schemas.jobs import Job, JobKind
 from lorasmith.services.adapters import adapter_folder, verify_adapter
 from lorasmith.services.jobs import Watch, create_job, run_in_foreground
 from lorasmith.services.workbench import Workbench
@@ -14,10 +15,24 @@ from lorasmith.services.workbench import Workbench
 
 def export_adapter(workbench: Workbench, spec: ExportSpec, watch: Watch) -> ExportResult:
     """Write `spec.output`, by default below `exports/` of the home folder. Raises `Conflict` when it exists."""
+    job = create_export(workbench, spec, auto_resume=False)
+    return ExportResult.model_validate(run_in_foreground(workbench, job, watch).result)
+
+
+def queue_export(workbench: Workbench, spec: ExportSpec) -> Job:
+    """Let a worker write it, into a folder of its own below `exports/`."""
+    adapter = workbench.adapters.require(spec.adapter)
+    target = f"exports/{new_id('export')}/{adapter.name}{suffix_of(spec)}"
+    own_place = spec.model_copy(update={"adapter": adapter.id, "output": str(workbench.path(target))})
+    return create_export(workbench, own_place, auto_resume=True)
+
+
+def create_export(workbench: Workbench, spec: ExportSpec, *, auto_resume: bool) -> Job:
     adapter = verify_adapter(workbench, spec.adapter)
-    suffix = f"-{spec.quantization}.gguf" if spec.kind == "gguf" else "-merged"
     output = (
-        Path(spec.output).expanduser().resolve() if spec.output else workbench.path(f"exports/{adapter.name}{suffix}")
+        Path(spec.output).expanduser().resolve()
+        if spec.output
+        else workbench.path(f"exports/{adapter.name}{suffix_of(spec)}")
     )
     if output.exists():
         raise Conflict(f"{output} exists already", hint="give another --output, or remove it first")
@@ -29,5 +44,15 @@ def export_adapter(workbench: Workbench, spec: ExportSpec, watch: Watch) -> Expo
         adapter_name=adapter.name,
         output=str(output),
     )
-    job = create_job(workbench, JobKind.EXPORT, f"{adapter.name} {spec.kind}", spec.model_dump(), inputs.model_dump())
-    return ExportResult.model_validate(run_in_foreground(workbench, job, watch).result)
+    return create_job(
+        workbench,
+        JobKind.EXPORT,
+        f"{adapter.name} {spec.kind}",
+        spec.model_dump(),
+        inputs.model_dump(),
+        auto_resume=auto_resume,
+    )
+
+
+def suffix_of(spec: ExportSpec) -> str:
+    return f"-{spec.quantization}.gguf" if spec.kind == "gguf" else "-merged"

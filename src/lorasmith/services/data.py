@@ -1,8 +1,7 @@
-"""Datasets of a workbench: find, preview, explain and remove."""
+"""Datasets of a workbench: find, preview and explain."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,9 @@ from pydantic import BaseModel
 from lorasmith.errors import NotFound
 from lorasmith.files import disk_errors, folder_size_bytes
 from lorasmith.schemas.data import Dataset, Example, Fate, FindingName, LedgerLine, Part
+from lorasmith.schemas.jobs import now
 from lorasmith.services.data_parts import LEDGER
+from lorasmith.services.data_versions import current_versions, require_version
 
 TOKENS = "tokens"
 
@@ -22,21 +23,21 @@ if TYPE_CHECKING:
 
 
 def list_datasets(workbench: Workbench) -> list[Dataset]:
-    return workbench.datasets.list()
+    """The version that each name points at, oldest first."""
+    return current_versions(workbench)
 
 
 def get_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
-    return workbench.datasets.require(name_or_id)
+    return require_version(workbench, name_or_id)
 
 
-def remove_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
-    """Remove the row, then the folders: a reader never meets a row without its files."""
+def describe_dataset(workbench: Workbench, name_or_id: str, name: str | None, description: str | None) -> Dataset:
+    """Give it another name (None: the same) and description (None: none)."""
     dataset = get_dataset(workbench, name_or_id)
-    workbench.datasets.remove(dataset.id)
-    for folder in (workbench.path(dataset.folder), tokens_folder(workbench, dataset.id)):
-        if folder.exists():
-            shutil.rmtree(folder)
-    return dataset
+    if name is not None:
+        dataset.name = name
+    dataset.description, dataset.updated_at = description, now()
+    return workbench.datasets.replace(dataset)
 
 
 def tokens_folder(workbench: Workbench, dataset_id: str) -> Path:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from lorasmith.errors import InvalidSpec, MissingExtra
-from lorasmith.schemas.data import DataPreparationSpec, Example, Finding
+from lorasmith.schemas.data import DataPreparationSpec, DatasetFormat, Example, Finding
 from lorasmith.services.data_secrets import find_personal_data, find_secrets
 from lorasmith.services.data_text import find_control_character, find_mojibake
 
@@ -57,15 +58,24 @@ def check_lengths(values: Mapping[str, Any], spec: DataPreparationSpec) -> Itera
             yield Finding(check="too-long", field=field, found=found, expected=expected)
 
 
+@cache
+def language_identifier() -> Any:
+    """Of py3langid; reading its model takes a second or two."""
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise MissingExtra("--language, which tells languages apart,", "data") from None
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=False)
+
+
 class LanguageCheck:
-    """Which language a row's answer is in (its text, or its last assistant turn), by py3langid."""
+    """Which language a row's answer is in (its text, or its last assistant turn), by py3langid.
+
+    Where the answer is the name of a class, the text that it is about is looked at.
+    """
 
     def __init__(self, wanted: list[str]) -> None:
-        try:
-            from py3langid.langid import MODEL_FILE, LanguageIdentifier
-        except ImportError:
-            raise MissingExtra("--language, which tells languages apart,", "data") from None
-        self.identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=False)
+        self.identifier = language_identifier()
         known = sorted(self.identifier.labels)
         for code in wanted:
             if code not in known:
@@ -74,17 +84,21 @@ class LanguageCheck:
                 )
         self.wanted = wanted
 
-    def language(self, example: Example) -> str:
-        answer = (example.chosen or [])[-1].content if example.chosen else example.answer()
-        letters = re.sub(r"[\W\d_]+", " ", answer).strip()
+    def language(self, example: Example, format: DatasetFormat) -> str:
+        if format == DatasetFormat.CLASSIFICATION and example.messages:
+            return self.language_of(example.messages[0].content)
+        return self.language_of((example.chosen or [])[-1].content if example.chosen else example.answer())
+
+    def language_of(self, text: str) -> str:
+        letters = re.sub(r"[\W\d_]+", " ", text).strip()
         if len(letters) < LANGUAGE_MIN_CHARS:
             return UNKNOWN
-        return str(self.identifier.classify(answer[:LANGUAGE_CHARS])[0])
+        return str(self.identifier.classify(text[:LANGUAGE_CHARS])[0])
 
-    def check(self, language: str) -> Iterator[Finding]:
+    def check(self, language: str, format: DatasetFormat) -> Iterator[Finding]:
         if language != UNKNOWN and language not in self.wanted:
-            expected = " or ".join(self.wanted)
-            yield Finding(check="other-language", field="answer", found=language, expected=expected)
+            field = "text" if format == DatasetFormat.CLASSIFICATION else "answer"
+            yield Finding(check="other-language", field=field, found=language, expected=" or ".join(self.wanted))
 
 
 class ContextCheck:

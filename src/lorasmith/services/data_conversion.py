@@ -8,7 +8,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from lorasmith.schemas.data import PARTS, DatasetFormat, Example, Message, Part
+from pydantic import ValidationError
+
+from lorasmith.schemas.data import PARTS, DatasetFormat, Example, MadeBy, Message, Part
 from lorasmith.services.data_formats import ROW_FIELDS, shape_of
 from lorasmith.services.data_preferences import answer_turns, kto_content, preference_content, prompt_turns
 from lorasmith.services.data_rows import RawRow
@@ -46,11 +48,14 @@ def convert(row: RawRow, format: DatasetFormat) -> Example:
     values = row.values
     if format == DatasetFormat.COMPLETION:
         text = text_at(values, "text", "the text to train on")
-        return Example(id=content_id(text), group=group_of(values, text), row=row.number, text=text)
+        return Example(
+            id=content_id(text), group=group_of(values, text), row=row.number, text=text, made_by=origin_of(values)
+        )
     content = CONTENT_OF[format](values)
     messages: list[Message] = content["messages"]
     first_user_turn = next(message.content for message in messages if message.role == "user")
-    example = Example(id="", group=group_of(values, first_user_turn), row=row.number, **content)
+    group, made_by = group_of(values, first_user_turn), origin_of(values)
+    example = Example(id="", group=group, row=row.number, made_by=made_by, **content)
     stored = example.content()
     example.id = content_id(stored["messages"] if len(stored) == 1 else stored)
     return example
@@ -106,6 +111,18 @@ def explicit_part(values: Mapping[str, Any]) -> Part | None:
     if part not in PARTS:
         raise BadRow("split", describe(part), "train, val or test")
     return cast(Part, part)
+
+
+def origin_of(values: Mapping[str, Any]) -> MadeBy | None:
+    """Where a row comes from that a teacher wrote, as `data review --apply` says it; a `made_by` that is no object is
+    not ours."""
+    made_by = values.get("made_by")
+    if not isinstance(made_by, dict):
+        return None
+    try:
+        return MadeBy.model_validate(made_by)
+    except ValidationError:
+        raise BadRow("made_by", describe(made_by), "an object as `data review --apply` writes it") from None
 
 
 def alpaca_messages(values: Mapping[str, Any]) -> list[Message]:

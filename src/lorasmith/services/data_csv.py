@@ -201,11 +201,13 @@ def csv_header(path: Path, line: int, record: Sequence[str]) -> list[str]:
 
 
 def wrong_columns(path: Path, line: int, number: int, record: Sequence[str], header: Sequence[str]) -> BrokenRow:
-    names = ", ".join(header)
     too_many = len(record) > len(header)
-    sentence = f"row {number} has {len(record)} columns, expected {len(header)} as in the header ({names})"
+    found, expected = (
+        f"found {len(record)} column{'s' * (len(record) != 1)}",
+        f"{len(header)} as in the header ({', '.join(header)})",
+    )
     if too_many:
         hint = 'put quotes around a value that contains a comma: "yes, please"'
     else:
         hint = "an empty value still needs its comma"
-    return BrokenRow(path, number, line, sentence, hint=hint)
+    return BrokenRow(path, number, line, found, expected, hint=hint)

@@ -1,29 +1,28 @@
 """One pass over a source: each row checked and converted, with one ledger line; then parts, in a second pass.
 
-Both passes hold one row in memory; what all rows leave behind is in the index and in two files of the working folder.
-Where near duplicates are taken out, a pass between them does it; its index takes about 1 KB a row on the disk, and it
-holds a few numbers a row in memory.
+Reading holds one row in memory; what all rows leave behind is in the index and in two files of the working folder.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
-from lorasmith.errors import InvalidData, InvalidSpec
+from lorasmith.errors import InvalidData
 from lorasmith.files import disk_errors
 from lorasmith.schemas.data import (
     PARTS,
     DataPreparationSpec,
-    DatasetFormat,
     Detection,
     Example,
     Fate,
@@ -33,23 +32,23 @@ from lorasmith.schemas.data import (
 )
 from lorasmith.services.data_checks import ContextCheck, LanguageCheck, check_lengths, check_texts
 from lorasmith.services.data_conversion import convert, duplicate_digest, explicit_part, ignored_fields
-from lorasmith.services.data_formats import SHAPES, detect_format
+from lorasmith.services.data_decision import check_decision, decide_rows, fate_counts
+from lorasmith.services.data_detection import detect_source, first_rows
 from lorasmith.services.data_index import ImportIndex
-from lorasmith.services.data_mapping import apply_mapping, check_mapping
+from lorasmith.services.data_mapping import apply_mapping
 from lorasmith.services.data_mending import mended
-from lorasmith.services.data_parts import LEDGER, lines, write_parts
+from lorasmith.services.data_parts import LEDGER, ReadRows, lines
 from lorasmith.services.data_progress import REPORT_EVERY_ROWS, Progress, Report, silent
 from lorasmith.services.data_reading import Source
 from lorasmith.services.data_rows import BrokenRow, RawRow
-from lorasmith.services.data_split import assign_parts, group_position
+from lorasmith.services.data_split import group_position
 from lorasmith.services.data_turns import BadRow
 
-DETECTION_ROWS = 1000
-DETECTION_CHARS = 16 * 1024 * 1024
 SHOWN_FINDINGS = 3
 COMMIT_EVERY_S = 5.0
 ROWS = "rows.jsonl"
 INDEX = "index.sqlite"
+SEARCH = "near-duplicates"
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,6 @@ class CuratedData:
         return {part: len(self.parts[part]) for part in PARTS}
 
 
-def fate_counts(counts: Mapping[Any, int]) -> dict[Fate, int]:
-    """In the order of `Fate`, those that a reader always looks for and those that occur."""
-    always = (Fate.KEPT, Fate.EXACT_DUPLICATE, Fate.REJECTED)
-    return {fate: counts.get(fate, 0) for fate in Fate if fate in always or counts.get(fate, 0)}
-
-
 def curate(path: Path, spec: DataPreparationSpec) -> CuratedData:
     """Read, convert, drop exact duplicates, split, all in memory: for a preview and for small sets.
 
@@ -98,28 +91,7 @@ def curate(path: Path, spec: DataPreparationSpec) -> CuratedData:
         return CuratedData(work.detection, parts, ledger, statistics)
 
 
-def first_rows(rows: Iterator[RawRow | BrokenRow]) -> list[RawRow | BrokenRow]:
-    """Those that the format is found from; fewer where they are long."""
-    head: list[RawRow | BrokenRow] = []
-    size = 0
-    for row in islice(rows, DETECTION_ROWS):
-        head.append(row)
-        size += sum(len(value) for value in getattr(row, "values", {}).values() if isinstance(value, str | list))
-        if size > DETECTION_CHARS:
-            break
-    return head
-
-
-def detect_source(source: Source, head: list[RawRow | BrokenRow], spec: DataPreparationSpec) -> Detection:
-    """The format of a source whose first rows are `head`, with the columns that `spec` maps. Raises where there is none."""
-    sample = [row.values for row in head if isinstance(row, RawRow)]
-    if not sample:
-        assert isinstance(head[0], BrokenRow)
-        raise head[0].error()
-    fields = [name for shape in SHAPES for name in (*shape.required, *shape.optional)]
-    check_mapping(sample, spec.column_map, fields, str(source.path))
-    mapped = [apply_mapping(values, spec.column_map) for values in sample]
-    return detect_format(mapped, file=str(source.path), wanted=spec.format)
+Follow = Callable[[LedgerLine], None]
 
 
 class Curation:
@@ -133,18 +105,28 @@ class Curation:
         *,
         context: ContextCheck | None = None,
         key: str = "",
+        follow: Follow | None = None,
     ) -> None:
-        """`key` says what is imported and how; what another one left in the folder is thrown away."""
+        """`key` says what is imported and how; what another one left in the folder is thrown away.
+
+        With `follow` nothing is kept for a dataset: it is given the ledger line by line, and `strict` does not stop
+        the reading, `objection` says what it would have stopped at.
+        """
+        self.follow = follow
+        self.objection: InvalidData | None = None
         self.source = source
         self.spec = spec
         self.context = context
         self.language = LanguageCheck(spec.languages) if spec.languages else None
         self.index = ImportIndex(folder / INDEX)
+        self.search_index = folder / SEARCH
         self.row_file = (folder / ROWS).open("ab")
         self.ledger_file = (folder / LEDGER).open("ab")
         state = self.index.state()
         if state is None or state["key"] != key:
             self.index.clear()
+            if self.search_index.exists():
+                shutil.rmtree(self.search_index)
             state = {"rows": 0, "sizes": [0, 0], "complete": False}
         self.key = key
         self.rows: int = state["rows"]
@@ -166,10 +148,16 @@ class Curation:
     def __enter__(self) -> Curation:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.index.connection.close()
-        self.row_file.close()
-        self.ledger_file.close()
+        for file in (self.row_file, self.ledger_file):
+            try:
+                file.close()
+            except OSError:  # the rest of its buffer does not fit; what was committed is on the disk
+                if error is None:
+                    raise
 
     @property
     def detection(self) -> Detection:
@@ -208,6 +196,9 @@ class Curation:
                 phase: Literal["reading", "continuing"] = "continuing" if self.rows else "reading"
                 report(Progress(phase, 0, self.source.bytes_total, self.rows))
                 for row in self.detected(self.source.rows(skip=self.rows)):
+                    if self.rows == self.spec.max_rows:
+                        self.source.notes.append(f"only its first {self.rows} rows were read, as asked")
+                        break
                     self.take(row)
                     if self.rows % REPORT_EVERY_ROWS == 0:
                         report(Progress("reading", self.source.bytes_read, self.source.bytes_total, self.rows))
@@ -223,45 +214,43 @@ class Curation:
         if self.found_format is None:
             head = first_rows(rows)
             self.found_format = detect_source(self.source, head, self.spec)
-            self.check_near_duplicates(self.found_format.format)
+            check_decision(self.spec, self.found_format.format, str(self.source.path))
             rows = chain(head, rows)
         yield from rows
-
-    def check_near_duplicates(self, format: DatasetFormat) -> None:
-        if self.spec.near_duplicates is not None and format.kind != "sft":
-            raise InvalidSpec(
-                f"near duplicates are taken out of rows with one answer, and the rows of {self.source.path} ({format}) "
-                "say which of two answers is wanted: similar rows may say the opposite",
-                hint="leave --near-duplicates out; lorasmith data duplicates NAME shows what is similar",
-            )
 
     def take(self, row: RawRow | BrokenRow) -> None:
         """The fate of one row."""
         if isinstance(row, BrokenRow):
             if self.spec.strict:
-                raise row.error()
-            self.reject(row, None, row.sentence)
+                self.stop_at(row.error())
+            finding = Finding(
+                check="unusable", field="row", found=row.found.removeprefix("found "), expected=row.expected
+            )
+            self.reject(row, None, row.sentence, [finding])
         else:
             try:
                 self.curate(row)
             except BadRow as problem:
                 if self.spec.strict:
-                    raise self.strict_error(row, problem.message) from None
-                self.reject(row, problem.field, problem.message)
+                    self.stop_at(self.strict_error(row, problem.message))
+                self.reject(row, problem.field, problem.message, problem.findings)
         self.rows = row.number
 
     def curate(self, row: RawRow) -> None:
         assert self.found_format is not None
-        values, changes = mended(apply_mapping(row.values, self.spec.column_map), self.spec.mend)
-        part = explicit_part(values) or row.part
-        example = convert(RawRow(row.number, row.line, values), self.found_format.format)
-        self.ignored.update(ignored_fields(values, self.found_format.format))
+        changes: list[str] = []
+        values, example, part = row.values, row.example, row.part
+        if example is None:
+            values, changes = mended(apply_mapping(values, self.spec.column_map), self.spec.mend)
+            part = explicit_part(values) or part
+            example = convert(RawRow(row.number, row.line, values), self.found_format.format)
+            self.ignored.update(ignored_fields(values, self.found_format.format))
         details: dict[str, Any] = {}
         findings = [*check_lengths(values, self.spec), *check_texts(example)]
         if self.language:
-            details["language"] = self.language.language(example)
+            details["language"] = self.language.language(example, self.found_format.format)
             self.languages[details["language"]] += 1
-            findings += self.language.check(details["language"])
+            findings += self.language.check(details["language"], self.found_format.format)
         if self.context:
             details["tokens"] = self.context.tokens(example)
             findings += self.context.check(details["tokens"])
@@ -280,11 +269,12 @@ class Curation:
             row,
             Fate.CHANGED if changes else Fate.KEPT,
             example_id=example.id,
-            part=part,
+            asked_part=part,
             flags=findings or None,
             **details,
         )
-        self.row_file.write(example.model_dump_json(exclude_none=True).encode() + b"\n")
+        if self.follow is None:
+            self.row_file.write(example.model_dump_json(exclude_none=True).encode() + b"\n")
         self.index.add_to_group(example.group, group_position(example.group, self.spec.salt), part)
         if part is not None:
             self.pinned[part] += 1
@@ -293,44 +283,47 @@ class Curation:
         """Raise for a finding that rejects the row: a limit that was given, or a check that the spec names."""
         for finding in findings:
             if self.spec.strict:
-                raise self.strict_error(row, f"{finding.sentence()} (check `{finding.check}`)")
+                self.stop_at(self.strict_error(row, f"{finding.sentence()} (check `{finding.check}`)"))
             if finding.check in ("too-short", "too-long") or finding.check in self.spec.reject:
-                raise BadRow(finding.field, finding.found, finding.expected)
+                raise BadRow(finding.field, finding.found, finding.expected, findings)
+
+    def stop_at(self, error: InvalidData) -> None:
+        if self.follow is None:
+            raise error from None
+        self.objection = self.objection or error
 
     def strict_error(self, row: RawRow, sentence: str) -> InvalidData:
         return InvalidData(
-            f"{self.place(row)}: row {row.number}, {sentence}", hint="mend the row, or leave --strict out"
+            f"{self.source.place(row)}: row {row.number}, {sentence}", hint="mend the row, or leave --strict out"
         )
 
-    def place(self, row: RawRow | BrokenRow) -> str:
-        path = self.source.path / row.file if self.source.path.is_dir() else self.source.path
-        return f"{path}:{row.line}" if row.line is not None else str(path)
-
-    def reject(self, row: RawRow | BrokenRow, field: str | None, sentence: str) -> None:
-        if len(self.shown) < SHOWN_FINDINGS:
-            self.shown.append(f"  {self.place(row)}: row {row.number}, {sentence}")
-        self.add(row, Fate.REJECTED, field=field, reason=sentence)
+    def reject(self, row: RawRow | BrokenRow, field: str | None, sentence: str, findings: Sequence[Finding]) -> None:
+        if self.follow is None and len(self.shown) < SHOWN_FINDINGS:
+            self.shown.append(f"  {self.source.place(row)}: row {row.number}, {sentence}")
+        self.add(row, Fate.REJECTED, field=field, reason=sentence, flags=findings)
 
     def add(self, row: RawRow | BrokenRow, fate: Fate, **details: Any) -> None:
         line = LedgerLine(row=row.number, file=row.file, line=row.line, fate=fate, **details)
-        self.ledger_file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
+        if self.follow is not None:
+            self.follow(line)
+        else:
+            self.ledger_file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
         self.fates[fate.value] += 1
 
     def check_share(self) -> None:
-        rejected = self.fates[Fate.REJECTED.value]
-        share = rejected / self.rows
-        if share <= self.spec.max_rejected_share and rejected < self.rows:
+        rejected, rows = self.fates[Fate.REJECTED.value], self.fates.total()
+        share = rejected / rows
+        if share <= self.spec.max_rejected_share and rejected < rows:
             return
-        findings = list(self.shown)
-        if rejected > len(findings):
-            findings.append(f"  and {rejected - len(findings)} more")
-        nothing_left = rejected == self.rows
+        more = [f"  and {rejected - len(self.shown)} more"] if rejected > len(self.shown) else []
+        listed = ":\n" + "\n".join(self.shown + more) if self.shown else ""
+        nothing_left = rejected == rows
         limit = (
             "so nothing is left" if nothing_left else f"more than the allowed share of {self.spec.max_rejected_share:g}"
         )
         enough = max(0.05, math.ceil(share * 100) / 100)
         raise InvalidData(
-            f"{rejected} of {self.rows} rows of {self.source.path} cannot be used, {limit}:\n" + "\n".join(findings),
+            f"{rejected} of {rows} rows of {self.source.path} cannot be used, {limit}" + listed,
             hint="mend the rows"
             if nothing_left
             else f"mend the rows, or leave them out, with a line each in the ledger: --max-rejected {enough:.2f}",
@@ -338,23 +331,19 @@ class Curation:
 
     def write(self, folder: Path, report: Report = silent) -> dict[str, Any]:
         """The parts and the whole ledger into `folder`; returns the statistics of the rows that stay."""
-        rows, ledger = Path(self.row_file.name), Path(self.ledger_file.name)
-        if self.spec.near_duplicates is not None:
-            from lorasmith.services.data_near_duplicates import sift  # it imports numpy
+        decided = decide_rows(folder, self.read_rows(), self.spec, self.search_index, report)
+        self.fates, self.part_sizes = decided.fates, decided.part_sizes
+        return decided.statistics
 
-            sifted = sift(rows, ledger, self.index, self.spec.near_duplicates, self.spec.salt, report)
-            rows, ledger, self.pinned = sifted.rows, sifted.ledger, sifted.pinned
-            self.fates.update(sifted.fates)
-            self.findings -= sifted.findings_gone
-        note = assign_parts(self.index, self.pinned, self.spec)
-        statistics = write_parts(folder, rows, ledger, self.index, self.rows, report)
-        result = statistics.result()
-        result["ignored_fields"] = dict(self.ignored.most_common())
-        if self.findings:
-            result["flags"] = dict(self.findings.most_common())
-        if self.languages:
-            result["languages"] = dict(self.languages.most_common())
-        if note:
-            result["split_note"] = note
-        self.part_sizes = statistics.part_sizes()
-        return result
+    def read_rows(self) -> ReadRows:
+        return ReadRows(
+            rows=Path(self.row_file.name),
+            ledger=Path(self.ledger_file.name),
+            index=self.index,
+            num_rows=self.rows,
+            fates=self.fates,
+            findings=self.findings,
+            pinned=self.pinned,
+            ignored=dict(self.ignored.most_common()),
+            languages=dict(self.languages.most_common()),
+        )

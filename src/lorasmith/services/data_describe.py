@@ -57,7 +57,7 @@ def part_content(workbench: Workbench, dataset: Dataset, part: Part) -> PartCont
         values: dict[str, Any] = json.loads(line)
         gathered.add(values, part)
         if identify is not None and number % every == 0:
-            languages[identify.language(Example.model_validate(values))] += 1
+            languages[identify.language(Example.model_validate(values), dataset.format)] += 1
         if dataset.format is DatasetFormat.CLASSIFICATION:
             labels[values["messages"][-1]["content"]] += 1
     return PartContent(

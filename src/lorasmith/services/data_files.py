@@ -51,12 +51,19 @@ def source_files(source: Path) -> list[SourceFile]:
         found = sorted(path for path in source.rglob("*") if path.is_file() and is_supported(path, source))
         if not found:
             raise InvalidData(
-                f"{source} is a folder without a file to import, expected {SUPPORTED_TEXT}",
-                hint="name the folder that holds the files",
+                f"{source} is a folder without a file to import, expected {SUPPORTED_TEXT}", hint=way_out_of(source)
             )
         return [SourceFile(path, path.relative_to(source).as_posix(), part_of_name(path, source)) for path in found]
     check_file(source)
     return [SourceFile(source, source.name)]
+
+
+def way_out_of(folder: Path) -> str:
+    """For a folder whose files are of other kinds: what to do with the first that is known."""
+    for path in sorted(folder.rglob("*")):
+        if (way_out := OTHER_FORMATS.get(path.suffix.lower())) and path.is_file():
+            return f"it holds {path.relative_to(folder)}: {way_out}"
+    return "name the folder that holds the files"
 
 
 def is_supported(path: Path, folder: Path) -> bool:

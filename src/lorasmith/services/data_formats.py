@@ -14,7 +14,7 @@ from lorasmith.services.data_mapping import mapping_option, suggest_mapping
 from lorasmith.services.data_preferences import truth_of
 
 SHOWN_COLUMNS = 30
-ROW_FIELDS = ("group", "split", "source")  # optional in rows of every format
+ROW_FIELDS = ("group", "split", "source", "made_by")  # optional in rows of every format
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def detect_format(
     """The format that the fields of the rows tell, or the wanted one when they allow it."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if wanted != "auto":
-        return check_format(columns, wanted, file)
+        return check_format(rows, columns, wanted, file)
     kto = has_truths(rows)
     shape = first_shape(common_columns(rows), kto) or first_shape(columns, kto)
     if shape is None:
         accepted = "; ".join(f"{' + '.join(shape.required)} ({shape.format})" for shape in SHAPES)
         raise InvalidData(
             f"{file} has the columns {listed(columns)}, expected one of: {accepted}{suggestion(columns)}",
-            hint=mapping_hint(columns) or "rename the columns; the first line of a CSV file must name them",
+            hint=mapping_hint(rows, columns) or "rename the columns; the first line of a CSV file must name them",
         )
     unused = sorted(set(columns) - set(shape.required) - set(shape.optional) - set(ROW_FIELDS))
     reason = f"it has {' and '.join(f'`{name}`' for name in shape.required)}"
@@ -69,21 +69,27 @@ def detect_format(
     return Detection(format=shape.format, reason=reason)
 
 
-def check_format(columns: Sequence[str], wanted: DatasetFormat, file: str) -> Detection:
+def check_format(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], wanted: DatasetFormat, file: str
+) -> Detection:
     shapes = [shape for shape in SHAPES if shape.format == wanted]
     if not any(set(shape.required) <= set(columns) for shape in shapes):
         needed = " or ".join(" + ".join(shape.required) for shape in shapes)
         raise InvalidData(
             f"{file} has the columns {listed(columns)}; the format {wanted} needs {needed}{suggestion(columns)}",
-            hint=mapping_hint(columns, wanted)
+            hint=mapping_hint(rows, columns, wanted)
             or "leave --format out to have the format detected, or rename the columns",
         )
     return Detection(format=wanted, reason="it was asked for")
 
 
-def mapping_hint(columns: Sequence[str], wanted: DatasetFormat | None = None) -> str | None:
+def mapping_hint(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], wanted: DatasetFormat | None = None
+) -> str | None:
     """`--map …` that makes the columns those of a format, of the wanted one if there is one."""
+    turns = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in rows[0].values())
     required = [shape.required for shape in SHAPES if wanted in (None, shape.format)]
+    required = [fields for fields in required if turns or fields[0] not in ("messages", "conversations")]
     mapping = suggest_mapping(columns[:SHOWN_COLUMNS], required)
     return f"a mapping that looks right: {mapping_option(mapping)}" if mapping else None
 

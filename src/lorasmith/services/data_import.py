@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorasmith.errors import Conflict, Interrupted, InvalidSpec
+from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, LorasmithError
 from lorasmith.files import STAGING_PREFIX, disk_errors, new_id, sha256_bytes, staged_folder
 from lorasmith.model_files import read_facts
-from lorasmith.schemas.data import CONTENT_FIELDS, PARTS, DataImportSpec, Dataset
+from lorasmith.schemas.data import DataImportSpec, Dataset
+from lorasmith.schemas.data_lineage import StepInput
 from lorasmith.services.data_checks import ContextCheck, open_tokenizer
-from lorasmith.services.data_curation import Curation, fate_counts
+from lorasmith.services.data_curation import Curation
+from lorasmith.services.data_decision import fate_counts
 from lorasmith.services.data_index import Busy
+from lorasmith.services.data_parts import content_digest, index_of_rows
 from lorasmith.services.data_progress import Report, silent
 from lorasmith.services.data_reading import Source
+from lorasmith.services.data_versions import DESCRIPTION, recorded_step, versions_of
 from lorasmith.services.models import resolve_model
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
 
+GOES_ON = "the same command goes on where this one stopped"
 
-def import_dataset(workbench: Workbench, path: Path, spec: DataImportSpec, report: Report = silent) -> Dataset:
+
+def import_dataset(
+    workbench: Workbench,
+    path: Path,
+    spec: DataImportSpec,
+    report: Report = silent,
+    *,
+    dataset_id: str | None = None,
+    description: str | None = None,
+) -> Dataset:
     """The dataset of a source. The same source under the same name and spec gives the dataset that is there already.
 
-    Ctrl-C raises `Interrupted` and leaves what was read under a hidden name; the same call goes on from there.
+    `dataset_id` is the id that somebody was told before the import began.
+    Ctrl-C raises `Interrupted`, a full disk `DiskFull`, and what was read is left under a hidden name, as after a crash:
+    the same call goes on from there.
     """
     source = Source.open(path, spec.encoding)
     source_sha256 = source.digest()
-    existing = workbench.datasets.get(spec.name)
-    if existing is not None:
-        return same_or_conflict(existing, path, source_sha256, spec)
+    versions = versions_of(workbench, spec.name)
+    if versions:
+        return same_or_conflict(versions, path, source_sha256, spec)
     context = open_context(workbench, spec.tokenizer) if spec.tokenizer else None
     key = sha256_bytes(f"{source_sha256}\0{spec.model_dump_json()}".encode())
     with (
@@ -42,31 +56,47 @@ def import_dataset(workbench: Workbench, path: Path, spec: DataImportSpec, repor
         Curation(folder, source, spec, context=context, key=key) as work,
     ):
         work.read(report)
-        return store(workbench, work, source_sha256, spec, report)
+        return store(workbench, work, source_sha256, spec, report, dataset_id or new_id("dataset"), description)
 
 
-def store(workbench: Workbench, work: Curation, source_sha256: str, spec: DataImportSpec, report: Report) -> Dataset:
-    dataset_id = new_id("dataset")
+def store(
+    workbench: Workbench,
+    work: Curation,
+    source_sha256: str,
+    spec: DataImportSpec,
+    report: Report,
+    dataset_id: str,
+    description: str | None,
+) -> Dataset:
     folder = workbench.path(f"datasets/{dataset_id}")
-    with staged_folder(folder) as staging:
+    with staged_folder(folder, replace=True) as staging:  # a crash before the row left a folder with this id
         statistics = work.write(staging, report)
+        sha256 = content_digest(staging)
+        read = StepInput(kind="source", name=source_name(work.source.path), sha256=source_sha256)
         dataset = Dataset(
             id=dataset_id,
             name=spec.name,
+            description=description,
             format=work.detection.format,
             format_reason=work.detection.reason,
             kind=work.detection.format.kind,
-            source=str(work.source.path.resolve()),
+            source=read.name,
             source_sha256=source_sha256,
             spec=spec,
-            sha256=content_digest(staging),
+            sha256=sha256,
+            lineage=[recorded_step("import", spec.model_dump(mode="json"), [read], sha256)],
+            read_in=dataset_id,
             folder=f"datasets/{dataset_id}",
             num_examples=sum(work.part_sizes.values()),
             part_sizes=work.part_sizes,
             fates=fate_counts(work.fates),
             statistics=statistics,
         )
-        (staging / "dataset.json").write_text(dataset.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (staging / DESCRIPTION).write_text(dataset.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if work.search_index.exists():  # deciding again hashes nothing
+        index = index_of_rows(folder)
+        index.parent.mkdir()
+        work.search_index.rename(index)
     try:
         return workbench.datasets.add(dataset)
     except BaseException:  # a folder without its row would never be found again
@@ -74,21 +104,30 @@ def store(workbench: Workbench, work: Curation, source_sha256: str, spec: DataIm
         raise
 
 
+def source_name(path: Path) -> str:
+    """Absolute for what is on this machine, as it stands for what is on the hub."""
+    return str(path.resolve()) if path.exists() else str(path)
+
+
 @contextmanager
 def work_folder(datasets: Path, name: str) -> Iterator[Path]:
-    """The folder in which the import of that name works. Ctrl-C leaves it; the end and every error remove it."""
+    """The folder in which the import of that name works. The end and an error of what was asked for remove it.
+
+    Whatever else ends it (Ctrl-C, a full disk, a signal, a crash) leaves it, and the same import goes on there.
+    """
     folder = datasets / f"{STAGING_PREFIX}import-{name}"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield folder
+        with disk_errors(folder):
+            yield folder
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped; no dataset {name!r} was made", hint="the same command goes on where this one stopped"
-        ) from None
+        raise Interrupted(f"stopped; no dataset {name!r} was made", hint=GOES_ON) from None
+    except DiskFull as error:
+        raise DiskFull(error.message, hint=f"{error.hint}; {GOES_ON}") from error
     except Busy:
         raise
-    except Exception:
+    except LorasmithError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder)
@@ -104,25 +143,17 @@ def open_context(workbench: Workbench, model: str) -> ContextCheck:
     return open_tokenizer(folder, context)
 
 
-def same_or_conflict(existing: Dataset, source: Path, source_sha256: str, spec: DataImportSpec) -> Dataset:
-    if existing.source_sha256 != source_sha256:
+def same_or_conflict(versions: list[Dataset], source: Path, source_sha256: str, spec: DataImportSpec) -> Dataset:
+    """The version that this import made, also where the name has gone on to others that were derived from it."""
+    imported = [one for one in versions if [step.operation for step in one.lineage] == ["import"]]
+    same = next((one for one in imported if one.source_sha256 == source_sha256 and one.spec == spec), None)
+    if same is not None:
+        return same
+    if all(one.source_sha256 != source_sha256 for one in versions):
         difference = f"it was made from other content than {source} has"
-    elif existing.spec != spec:
-        difference = f"it was made from {source} with other options"
     else:
-        return existing
+        difference = f"it was made from {source} with other options"
     raise Conflict(
         f"there is already a dataset {spec.name!r}, and {difference}",
         hint=f"choose another --name, or remove it first: lorasmith data rm {spec.name} --yes",
     )
-
-
-def content_digest(folder: Path) -> str:
-    """sha256 over the content of the parts in order; row numbers and groups do not count."""
-    digest = hashlib.sha256()
-    for part in PARTS:
-        with (folder / f"{part}.jsonl").open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                content = {key: value for key, value in json.loads(line).items() if key in CONTENT_FIELDS}
-                digest.update(json.dumps([part, content], ensure_ascii=False, sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()

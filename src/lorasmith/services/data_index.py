@@ -21,6 +21,7 @@ CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY, row INTEGER, example_i
 CREATE TABLE IF NOT EXISTS groups (
     name TEXT PRIMARY KEY, position REAL, rows INTEGER, pinned TEXT, spread INTEGER, part TEXT
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS joined (name TEXT PRIMARY KEY, into_group TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT);
 """
 ADD_GROUP = """
@@ -72,11 +73,12 @@ class ImportIndex:
         self.connection.execute("BEGIN EXCLUSIVE")
 
     def clear(self) -> None:
-        for table in ("seen", "groups", "state"):
+        for table in ("seen", "groups", "joined", "state"):
             self.connection.execute(f"DELETE FROM {table}")
 
     def clear_groups(self) -> None:
-        self.connection.execute("DELETE FROM groups")
+        for table in ("groups", "joined"):
+            self.connection.execute(f"DELETE FROM {table}")
 
     def first_with(self, digest: bytes, row: int, example_id: str) -> tuple[int, str] | None:
         """(row, example id) of the earlier row with this digest; None for the first one, which is noted."""
@@ -90,6 +92,14 @@ class ImportIndex:
 
     def add_to_group(self, name: str, position: float, pinned: Part | None) -> None:
         self.connection.execute(ADD_GROUP, (name, position, pinned))
+
+    def join(self, name: str, into_group: str) -> None:
+        """Rows of the group `name` are split as rows of the other one, in which they are to be counted."""
+        self.connection.execute("INSERT OR IGNORE INTO joined VALUES (?, ?)", (name, into_group))
+
+    def joined_group(self, name: str) -> str:
+        found = self.connection.execute("SELECT into_group FROM joined WHERE name = ?", (name,)).fetchone()
+        return found[0] if found else name
 
     def part_of(self, group: str) -> Part:
         found = self.connection.execute("SELECT part FROM groups WHERE name = ?", (group,)).fetchone()

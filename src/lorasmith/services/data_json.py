@@ -64,8 +64,8 @@ def rows_of_lines(path: Path, stream: BinaryIO, skip: int) -> Iterator[RawRow | 
             yield RawRow(number, line, {})
             continue
         if too_long:
-            sentence = f"found a line of more than {LARGEST_ROW} bytes; expected {ONE_OBJECT}"
-            yield BrokenRow(path, number, line, sentence, hint="is the file one JSON document? name it .json")
+            found = f"found a line of more than {LARGEST_ROW} bytes"
+            yield BrokenRow(path, number, line, found, ONE_OBJECT, hint="is the file one JSON document? name it .json")
             continue
         yield read_line(path, number, line, content)
 
@@ -81,19 +81,19 @@ def read_line(path: Path, number: int, line: int, content: bytes) -> RawRow | Br
     except UnicodeDecodeError as error:
         return not_utf8(path, number, line, content, error)
     if not text.strip():
-        return BrokenRow(path, number, line, f"found a line of white space; expected {ONE_OBJECT}", hint="remove it")
+        return BrokenRow(path, number, line, "found a line of white space", ONE_OBJECT, hint="remove it")
     try:
         value = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        return BrokenRow(path, number, line, f"{what_broke(error)}; expected {ONE_OBJECT}", hint=mend_hint(line, text))
+        return BrokenRow(path, number, line, what_broke(error), ONE_OBJECT, hint=mend_hint(line, text))
     return object_row(path, number, line, value, ONE_OBJECT)
 
 
 def not_utf8(path: Path, number: int, line: int, content: bytes, error: UnicodeDecodeError) -> BrokenRow:
-    sentence = f"found the byte 0x{content[error.start]:02x}, which is not UTF-8, expected UTF-8 text"
+    found = f"found the byte 0x{content[error.start]:02x}, which is not UTF-8"
     encoding = "utf-16" if line == 1 and content[:2] in (b"\xff\xfe", b"\xfe\xff") else "windows-1252"
     hint = f"iconv -f {encoding} -t utf-8 {path} converts it, if that is its encoding"
-    return BrokenRow(path, number, line, sentence, hint=hint)
+    return BrokenRow(path, number, line, found, "UTF-8 text", hint=hint)
 
 
 def what_broke(error: Exception) -> str:
@@ -129,8 +129,8 @@ def checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def object_row(path: Path, number: int, line: int, value: Any, expected: str) -> RawRow | BrokenRow:
     if isinstance(value, dict):
         return RawRow(number, line, value)
-    sentence = f"row {number} is {short_json(value)}, expected {expected}"
-    return BrokenRow(path, number, line, sentence, hint=f"mend or remove line {line}")
+    found = f"found {short_json(value)}"
+    return BrokenRow(path, number, line, found, expected, hint=f"mend or remove line {line}")
 
 
 def json_rows(path: Path, moved: Callable[[int], None]) -> Iterator[RawRow | BrokenRow]:
@@ -153,9 +153,7 @@ def json_rows(path: Path, moved: Callable[[int], None]) -> Iterator[RawRow | Bro
         for number, (line, value) in enumerate(scanner.items(), start=1):
             moved(file.position())
             if isinstance(value, ValueError):
-                yield BrokenRow(
-                    path, number, line, f"{what_broke(value)}; expected {OBJECTS}", hint=mend_hint(line, "{")
-                )
+                yield BrokenRow(path, number, line, what_broke(value), OBJECTS, hint=mend_hint(line, "{"))
             else:
                 yield object_row(path, number, line, value, OBJECTS)
         scanner.finish(wrapped=key is not None)
@@ -349,4 +347,4 @@ class JsonScanner:
 
     def fail(self, what: str, line: int | None = None) -> None:
         line = line or self.line
-        raise InvalidData(f"{self.path}:{line}: {what}; expected {OBJECTS}", hint=mend_hint(line, self.first))
+        raise InvalidData(f"{self.path}:{line}: {what}, expected {OBJECTS}", hint=mend_hint(line, self.first))

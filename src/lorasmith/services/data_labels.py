@@ -11,6 +11,7 @@ from lorasmith.schemas.jobs import JobKind, JobOrder
 from lorasmith.services.data import read_examples, write_lines
 from lorasmith.services.data_curation import curate
 from lorasmith.services.data_sources import find_dataset
+from lorasmith.services.data_versions import find_version
 from lorasmith.services.jobs import Watch
 from lorasmith.services.models import resolve_model
 from lorasmith.services.previews import preview_folder, run_preview
@@ -58,7 +59,7 @@ def asked_examples(
 def example_parts(workbench: Workbench, name: str) -> dict[Part, list[Example]]:
     """The parts of a dataset; a file is read as it would be imported, and nothing is stored."""
     path = Path(name).expanduser()
-    if workbench.datasets.get(name) is None and name not in DATASETS and path.is_file():
+    if find_version(workbench, name) is None and name not in DATASETS and path.is_file():
         return curate(path, DataPreparationSpec()).parts
     dataset = find_dataset(workbench, name)
     return {part: list(read_examples(workbench, dataset, part)) for part in PARTS}

@@ -39,14 +39,18 @@ def apply_mapping(values: dict[str, Any], column_map: Mapping[str, str]) -> dict
 
 
 def look_up(values: Mapping[str, Any], source: str) -> tuple[bool, Any]:
-    """The column of that name, or where there is none, `answer.text` as the field `text` of the object `answer`."""
+    """The column of that name, or where there is none, `answer.text` as the field `text` of the object `answer`, and
+    `turns.0` as the first of the list `turns`."""
     if source in values:
         return True, values[source]
     value: Any = values
     for piece in source.split("."):
-        if not isinstance(value, Mapping) or piece not in value:
+        if isinstance(value, Mapping) and piece in value:
+            value = value[piece]
+        elif isinstance(value, list) and re.fullmatch(r"[0-9]{1,6}", piece) and int(piece) < len(value):
+            value = value[int(piece)]
+        else:
             return False, None
-        value = value[piece]
     return True, value
 
 

@@ -27,7 +27,7 @@ from lorasmith.services.data_files import (
     source_files,
 )
 from lorasmith.services.data_json import is_document, json_rows, jsonl_rows
-from lorasmith.services.data_rows import BrokenRow, RawRow
+from lorasmith.services.data_rows import BrokenRow, Library, RawRow
 from lorasmith.services.data_tables import SavedDataset, is_hub_id, parquet_rows
 
 Layout = Literal["json", "jsonl", "csv", "parquet"]
@@ -45,7 +45,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
 class Source:
     """What is imported. `notes` say how it was read, once it was; `bytes_read` of `bytes_total` say how far."""
 
-    def __init__(self, path: Path, files: list[SourceFile], saved: SavedDataset | None, encoding: str | None) -> None:
+    def __init__(self, path: Path, files: list[SourceFile], saved: Library | None, encoding: str | None) -> None:
         self.path = path
         self.files = files
         self.saved = saved
@@ -70,6 +70,11 @@ class Source:
         if self.saved is not None and not self.path.exists():
             return sha256_bytes("".join(sha256_file(file.path) for file in self.files).encode())
         return digest_of(self.path)
+
+    def place(self, row: RawRow | BrokenRow) -> str:
+        """`folder/file.jsonl:3`, as far as it is known."""
+        path = self.path / row.file if self.path.is_dir() else self.path
+        return f"{path}:{row.line}" if row.line is not None else str(path)
 
     def rows(self, skip: int = 0) -> Iterator[RawRow | BrokenRow]:
         """Rows are numbered through all files; the first `skip` are passed over."""
@@ -97,6 +102,12 @@ class Source:
                 else:
                     yield replace(row, number=last, file=file.name)
             done += file.path.stat().st_size
+
+    def each_file(self) -> Iterator[tuple[SourceFile, Iterator[RawRow | BrokenRow]]]:
+        """The files of a folder with several, each with its rows numbered from 1."""
+        if self.saved is None and len(self.files) > 1:
+            for file in self.files:
+                yield file, self.rows_of(file, 0, 0)
 
     def rows_of(self, file: SourceFile, done: int, skip: int) -> Iterator[RawRow | BrokenRow]:
         def moved(position: int) -> None:

@@ -74,7 +74,7 @@ def find_personal_data(text: str) -> str | None:
     if not MANY_DIGITS.search(text):
         return None
     for match in CARD.finditer(text):
-        if luhn_holds(digits_of(match[0])):
+        if card_groups(match[0]) and luhn_holds(digits_of(match[0])):
             return f"a payment card number at character {match.start() + 1}"
     for match in IBAN.finditer(text):
         if iban_holds(match[0].replace(" ", "")):
@@ -89,6 +89,12 @@ def find_personal_data(text: str) -> str | None:
 
 def digits_of(text: str) -> str:
     return re.sub(r"\D", "", text)
+
+
+def card_groups(number: str) -> bool:
+    """Whether digits stand together as on a card: all in one, or in three groups and more of at most six."""
+    groups = re.split(r"[ -]", number)
+    return len(groups) == 1 or (len(groups) > 2 and max(map(len, groups)) <= 6)
 
 
 def luhn_holds(digits: str) -> bool:

@@ -9,6 +9,7 @@ from lorasmith.errors import InvalidData, NotFound, closest
 from lorasmith.files import sha256_file
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.services.data_import import import_dataset
+from lorasmith.services.data_versions import current_versions, find_version, require_version, versions_of
 from lorasmith.services.workbench import Workbench
 from lorasmith.starter.location import DATASETS, starter_dataset
 
@@ -30,7 +31,7 @@ def find_dataset(workbench: Workbench, name: str) -> Dataset:
 
 
 def named_dataset(workbench: Workbench, name: str) -> Dataset:
-    stored = workbench.datasets.get(name)
+    stored = find_version(workbench, name)
     if stored is not None:
         return stored
     if name in DATASETS:
@@ -38,7 +39,9 @@ def named_dataset(workbench: Workbench, name: str) -> Dataset:
     path = Path(name).expanduser()
     if path.is_file():
         return import_file(workbench, path.resolve())
-    near = closest(name, {*workbench.datasets.names(), *DATASETS})
+    if "@" in name and versions_of(workbench, name.partition("@")[0]):
+        require_version(workbench, name)
+    near = closest(name, {*(one.name for one in current_versions(workbench)), *DATASETS})
     raise NotFound(
         f"no dataset and no file {name!r}" + (f"; did you mean {near!r}?" if near else ""),
         hint="lorasmith data import FILE --name NAME, or one of the built-in: " + ", ".join(DATASETS),
@@ -46,10 +49,10 @@ def named_dataset(workbench: Workbench, name: str) -> Dataset:
 
 
 def import_file(workbench: Workbench, path: Path) -> Dataset:
-    """The dataset made from that file, whatever its name, or a new one named after the file and its folder."""
+    """The import of that file, whatever its name, or a new one named after the file and its folder."""
     digest = sha256_file(path)
     for dataset in workbench.datasets.list():
-        if dataset.source_sha256 == digest:
+        if dataset.source_sha256 == digest and len(dataset.lineage) == 1:
             return dataset
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{path.parent.name}-{path.name.split('.')[0]}").strip("-.")[:50]
     if name in workbench.datasets.names():

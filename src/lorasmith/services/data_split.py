@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from lorasmith.errors import InvalidData
@@ -22,11 +23,17 @@ TOLERANCE = 0.03
 FREE = "pinned IS NULL"  # groups that no row assigns to a part
 
 
-def assign_parts(index: ImportIndex, pinned_rows: Mapping[Part, int], spec: DataPreparationSpec) -> str | None:
+def assign_parts(
+    index: ImportIndex,
+    pinned_rows: Mapping[Part, int],
+    spec: DataPreparationSpec,
+    labelled: Iterable[tuple[str, str]] | None = None,
+) -> str | None:
     """Give each group of the index its part; returns what a reader should know about it.
 
     `pinned_rows` counts the rows that ask for a part themselves: they fall there, and take the rest of their group with
-    them. Adding rows never moves old ones, unless `spec.exact` asks for shares that are as near as the groups allow.
+    them. Adding rows never moves old ones, unless `spec.exact` asks for shares that are as near as the groups allow;
+    with `labelled`, the group and label of each row in order, rows that are added behind the old ones never do.
     """
     run = index.connection.execute
     run(f"UPDATE groups SET part = pinned WHERE NOT {FREE}")
@@ -38,15 +45,19 @@ def assign_parts(index: ImportIndex, pinned_rows: Mapping[Part, int], spec: Data
         run(f"UPDATE groups SET part = 'train' WHERE {FREE}")
         notes.append(f"{counted(free, 'group')} cannot fill {len(wanted)} parts: all are in train")
     elif free:
-        cut = split_exactly if spec.exact else split_by_hash
-        cut(index, spec.split)
+        if labelled is not None:
+            split_by_label(index, spec.split, labelled)
+        else:
+            cut = split_exactly if spec.exact else split_by_hash
+            cut(index, spec.split)
         notes += fill_empty_parts(index, [part for part in wanted if part not in pinned_parts], spec)
     free_rows: dict[Part, int] = dict(run(f"SELECT part, sum(rows) FROM groups WHERE {FREE} GROUP BY part").fetchall())
     total = run("SELECT coalesce(sum(rows), 0) FROM groups").fetchone()[0]
     if total and not free_rows.get("train") and "train" not in pinned_parts:
         raise InvalidData(
-            f"no row is left for train: all {total} ask for another part in their field `split`",
-            hint="take the field `split` out of some rows, or set it to train",
+            f"no row is left for train: all {total} ask for another part, in their field `split` or by the name of their "
+            "file or folder",
+            hint="set the field `split` of some rows to train, or import one of the files by itself",
         )
     spread = run("SELECT count(*) FROM groups WHERE spread").fetchone()[0]
     if spread:
@@ -74,6 +85,35 @@ def split_by_hash(index: ImportIndex, shares: Shares) -> None:
     index.connection.execute(f"UPDATE groups SET part = ? WHERE {FREE}", (last,))
     for part, (_, upper) in reversed(ranges.items()):
         index.connection.execute(f"UPDATE groups SET part = ? WHERE {FREE} AND position < ?", (part, upper))
+
+
+def split_by_label(index: ImportIndex, shares: Shares, labelled: Iterable[tuple[str, str]]) -> None:
+    """Hold the shares within each label, row by row: a group gets its part when its first row comes.
+
+    The part is drawn by the group's position from the parts that the label has too few rows of, each as probable as its
+    rows are missing. With groups of one row no part ever has more rows of a label than its share, rounded up.
+    """
+    run = index.connection.execute
+    run(f"UPDATE groups SET part = NULL WHERE {FREE}")
+    rows_of_label: dict[str, Counter[Part]] = {}
+    for group, label in labelled:
+        position, pinned, part = run("SELECT position, pinned, part FROM groups WHERE name = ?", (group,)).fetchone()
+        if pinned is not None:
+            continue
+        rows = rows_of_label.setdefault(label, Counter())
+        if part is None:
+            part = drawn_part(position, rows, shares)
+            run("UPDATE groups SET part = ? WHERE name = ?", (part, group))
+        rows[part] += 1
+
+
+def drawn_part(position: float, rows: Mapping[Part, int], shares: Shares) -> Part:
+    """One of the parts with fewer than their share of `rows` and one more."""
+    total = sum(rows.values()) + 1
+    missing = {part: share * total - rows[part] for part, share in zip(PARTS, shares, strict=True)}
+    missing = {part: count for part, count in missing.items() if count > 1e-9}  # 0.1 * 30 is more than 3
+    bounds = list(accumulate(missing.values()))
+    return list(missing)[bisect_right(bounds, position * bounds[-1], hi=len(bounds) - 1)]
 
 
 def split_exactly(index: ImportIndex, shares: Shares) -> None:

@@ -18,10 +18,13 @@ class PartStatistics:
         self.turns: Counter[int] = Counter()
         self.prompts: Counter[int] = Counter()
         self.answers: Counter[int] = Counter()
+        self.made_by: Counter[str] = Counter()
 
     def add(self, values: dict[str, Any], part: Part) -> None:
         messages: list[dict[str, Any]] = [*values.get("messages", ()), *values.get("chosen", ())]
         self.sizes[part] += 1
+        if origin := values.get("made_by"):
+            self.made_by[f"{origin['method']} by {origin['teacher']} at {origin['host']}"] += 1
         self.roles.update(message["role"] for message in messages)
         self.turns[sum(message["role"] != "system" for message in messages) or 1] += 1
         if not messages:
@@ -41,6 +44,7 @@ class PartStatistics:
             "turns": {"mean": round(mean(self.turns), 2), "max": max(self.turns)},
             "characters": {"prompt": describe_lengths(self.prompts), "answer": describe_lengths(self.answers)},
             "roles": dict(self.roles),
+            **({"made_by": dict(self.made_by)} if self.made_by else {}),
         }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lorasmith.errors import InvalidData, did_you_mean
-from lorasmith.schemas.data import Message, Role, ToolCall, ToolFunction
+from lorasmith.schemas.data import Finding, Message, Role, ToolCall, ToolFunction
 
 MESSAGE_ROLES: dict[str, Role] = {
     "system": "system",
@@ -49,11 +49,15 @@ EXPECTED_AFTER = {
 
 
 class BadRow(InvalidData):
-    """A row that cannot be trained on: `field`, what was found in it, what was expected."""
+    """A row that cannot be trained on: `field`, what was found in it, what was expected.
 
-    def __init__(self, field: str, found: str, expected: str) -> None:
+    `findings` are all those of a row that was refused for one of them, else the one that makes it unusable.
+    """
+
+    def __init__(self, field: str, found: str, expected: str, findings: Sequence[Finding] = ()) -> None:
         super().__init__(f"field `{field}`: found {found}, expected {expected}")
-        self.field, self.found, self.expected = field, found, expected
+        self.field = field
+        self.findings = list(findings) or [Finding(check="unusable", field=field, found=found, expected=expected)]
 
 
 def conversation(values: Mapping[str, Any], field: str) -> list[Message]:
@@ -271,7 +275,8 @@ def describe(value: Any) -> str:
         case list():
             return f"a list of {len(value)}"
         case dict():
-            return f"an object with {', '.join(list(value)[:5]) or 'nothing in it'}"
+            keys = ", ".join(str(key)[:40] for key in list(value)[:5]).encode(errors="backslashreplace").decode()
+            return f"an object with {keys or 'nothing in it'}"
         case int() if value.bit_length() > 1000:
             return "a number of more than 300 digits"
         case int() | float():

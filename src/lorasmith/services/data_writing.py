@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,10 +16,13 @@ from lorasmith.files import disk_errors
 from lorasmith.schemas.data import PARTS, DataPreparationSpec, DatasetFormat, Example, Message
 from lorasmith.services.data import read_examples
 from lorasmith.services.data_conversion import DEFAULT_SYSTEM_PROMPT, SUMMARY_REQUEST, SYSTEM_PROMPTS, convert
-from lorasmith.services.data_curation import detect_source, first_rows
+from lorasmith.services.data_detection import detect_source, first_rows
+from lorasmith.services.data_mapping import apply_mapping
 from lorasmith.services.data_reading import Source
 from lorasmith.services.data_rows import BrokenRow, RawRow
 from lorasmith.services.data_sources import named_dataset
+from lorasmith.services.data_turns import BadRow
+from lorasmith.services.data_versions import find_version
 from lorasmith.starter.location import DATASETS
 
 if TYPE_CHECKING:
@@ -95,26 +98,39 @@ def rows_of(
         yield {**row, **own}
 
 
-def examples_of(workbench: Workbench, source: str) -> Iterator[tuple[Example, Row]]:
+def examples_of(
+    workbench: Workbench, source: str, column_map: Mapping[str, str] | None = None
+) -> Iterator[tuple[Example, Row]]:
+    """Of a dataset with part and group, or of a file, with its columns mapped."""
     path = Path(source).expanduser()
-    if workbench.datasets.get(source) is None and source not in DATASETS and path.exists():
-        yield from ((example, {}) for example in examples_of_file(path))
+    if find_version(workbench, source) is None and source not in DATASETS and path.exists():
+        spec = DataPreparationSpec(column_map=dict(column_map or {}))
+        yield from ((example, {}) for example in examples_of_file(path, spec))
         return
+    if column_map:
+        raise InvalidSpec(f"--map is for the columns of a file, and {source!r} is a dataset", hint="leave --map out")
     dataset = named_dataset(workbench, source)
     for part in PARTS:
         for example in read_examples(workbench, dataset, part):
             yield example, {"group": example.group, "split": part}
 
 
-def examples_of_file(path: Path) -> Iterator[Example]:
+def examples_of_file(path: Path, spec: DataPreparationSpec | None = None) -> Iterator[Example]:
+    spec = spec or DataPreparationSpec()
     source = Source.open(path)
     rows = source.rows()
     head = first_rows(rows)
-    detection = detect_source(source, head, DataPreparationSpec())
+    detection = detect_source(source, head, spec)
     for row in chain(head, rows):
         if isinstance(row, BrokenRow):
             raise row.error()
-        yield convert(RawRow(row.number, row.line, row.values), detection.format)
+        try:
+            yield convert(RawRow(row.number, row.line, apply_mapping(row.values, spec.column_map)), detection.format)
+        except BadRow as problem:
+            raise InvalidData(
+                f"{source.place(row)}: row {row.number}, {problem.message}",
+                hint=f"mend the row; lorasmith data validate {path} shows all such rows",
+            ) from None
 
 
 def writer_of(output: Path, format: DatasetFormat) -> Callable[[Path, Iterator[Row]], None]:
@@ -168,6 +184,14 @@ def write_parquet(path: Path, rows: Iterator[Row]) -> None:
     found = list(rows)
     if found:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), path)
+
+
+def own_row(example: Example, format: DatasetFormat) -> Row:
+    """The row in the format that it came in; its turns as ChatML where that format cannot hold them again."""
+    try:
+        return ROW_OF[format](example)
+    except Inexpressible:
+        return message_rows(example)
 
 
 def exchange(example: Example) -> tuple[str | None, str, str]:

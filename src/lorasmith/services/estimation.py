@@ -7,13 +7,15 @@ import shutil
 from lorasmith.errors import InvalidData, InvalidSpec, JobFailed
 from lorasmith.files import new_id
 from lorasmith.jobs.folder import EventReader, write_order
-from lorasmith.jobs.runner import follow, start_engine
+from lorasmith.jobs.processes import start_engine
+from lorasmith.jobs.runner import follow
 from lorasmith.schemas.estimation import MEASURING_S, MOST_MEASURING_S, Estimate, EstimateInputs
-from lorasmith.schemas.jobs import JobKind, JobOrder
+from lorasmith.schemas.jobs import Job, JobKind, JobOrder
 from lorasmith.schemas.training import TrainingSpec
 from lorasmith.services.data import write_lines
 from lorasmith.services.data_labels import example_parts
-from lorasmith.services.jobs import Watch
+from lorasmith.services.data_sources import find_dataset
+from lorasmith.services.jobs import Watch, create_job
 from lorasmith.services.models import resolve_model
 from lorasmith.services.training import check_runnable
 from lorasmith.services.workbench import Workbench
@@ -28,7 +30,7 @@ def estimate(workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measurin
     parts = example_parts(workbench, spec.data)
     if not parts["train"]:
         raise InvalidData(f"the train part of {spec.data} is empty", hint="import it again with another --split")
-    check_runnable(spec, spec.data, validation_rows=len(parts["val"]))
+    check_runnable(spec, spec.data, has_validation=bool(parts["val"]))
     job_id = new_id("job")
     folder = workbench.path(f"previews/{job_id}")
     inputs = EstimateInputs(
@@ -51,6 +53,26 @@ def estimate(workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measurin
         raise
     shutil.rmtree(folder)
     return found
+
+
+def queue_estimate(workbench: Workbench, spec: TrainingSpec, *, measuring_s: float = MEASURING_S) -> Job:
+    """Let a worker measure; the job's result is an `Estimate`. The dataset must be a stored or built-in one."""
+    check_predictable(spec)
+    model = resolve_model(workbench, spec.model, weights=False)
+    dataset = find_dataset(workbench, spec.data)
+    check_runnable(spec, dataset.name, has_validation=bool(dataset.part_sizes.get("val")))
+    folder = workbench.path(dataset.folder)
+    inputs = EstimateInputs(
+        model_name=model.name,
+        model_folder=model.location,
+        dataset_name=dataset.name,
+        train_file=str(folder / "train.jsonl"),
+        val_file=str(folder / "val.jsonl") if dataset.part_sizes.get("val") else None,
+        disk_folder=str(workbench.home),
+        measuring_s=measuring_s,
+    )
+    name = f"estimate of {model.name} on {dataset.name}"
+    return create_job(workbench, JobKind.ESTIMATE, name, spec.model_dump(), inputs.model_dump())
 
 
 def check_predictable(spec: TrainingSpec) -> None:

@@ -33,11 +33,13 @@ def evaluate(workbench: Workbench, spec: EvaluationSpec, watch: Watch) -> Evalua
         adapter_name=adapter.name if adapter else None,
         adapter_folder=str(adapter_folder(workbench, adapter)) if adapter else None,
         dataset_name=dataset.name,
+        dataset_id=dataset.id,
+        dataset_sha256=dataset.sha256,
         examples_file=str(folder / f"{spec.part}.jsonl"),
         shots_file=str(folder / "train.jsonl") if spec.part != "train" else None,
         training_events=str(workbench.path(job_of_adapter.folder) / "events.jsonl") if job_of_adapter else None,
     )
     name = f"{adapter.name if adapter else model.name} on {dataset.name}"
-    job = create_job(workbench, JobKind.EVALUATION, name, spec.model_dump(), inputs.model_dump())
+    job = create_job(workbench, JobKind.EVALUATION, name, spec.model_dump(), inputs.model_dump(), auto_resume=False)
     finished = run_in_foreground(workbench, job, watch)
     return workbench.evaluations.require(Evaluation.model_validate(finished.result).id)

@@ -14,11 +14,13 @@ from lorasmith.schemas.training import TrainingInputs, TrainingResult
 from lorasmith.services.workbench import Workbench
 
 
-def keep_outcome(workbench: Workbench, job: Job, result: dict[str, Any]) -> None:
+def keep_outcome(workbench: Workbench, job: Job, result: dict[str, Any]) -> Adapter | None:
+    """Returns the adapter that a training job has made."""
     if job.kind is JobKind.TRAINING:
-        keep_adapter(workbench, job, TrainingResult.model_validate(result))
-    elif job.kind is JobKind.EVALUATION:
+        return keep_adapter(workbench, job, TrainingResult.model_validate(result))
+    if job.kind is JobKind.EVALUATION:
         keep_evaluation(workbench, job, Evaluation.model_validate(result))
+    return None
 
 
 def adapter_digest(sha256_by_file: dict[str, str]) -> str:
@@ -40,13 +42,16 @@ def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adap
         digest = adapter_digest(
             {name: sha256_file(staging / name) for name in ("adapter_config.json", "adapter_model.safetensors")}
         )
+    taken = inputs.adapter_name in workbench.adapters.names()  # since the run began
     adapter = Adapter(
         id=adapter_id,
-        name=inputs.adapter_name,
+        name=f"{inputs.adapter_name}-{adapter_id[-6:].lower()}" if taken else inputs.adapter_name,
         base_model=inputs.model_name,
         base_folder=inputs.model_folder,
         training_job_id=job.id,
         dataset=inputs.dataset_name,
+        dataset_id=inputs.dataset_id,
+        dataset_sha256=inputs.dataset_sha256,
         folder=folder,
         digest=digest,
         size_bytes=folder_size_bytes(workbench.path(folder)),

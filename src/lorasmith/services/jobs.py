@@ -1,16 +1,16 @@
-"""Jobs: create one, run it in the foreground, and bring rows up to date with what their folders say."""
+"""Jobs: create one, run it in the foreground, ask it to stop or go on, and bring rows up to date with their folders."""
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from lorasmith.errors import STOPS, Conflict, JobFailed, Killed
 from lorasmith.files import new_id
 from lorasmith.jobs.folder import (
+    ERROR,
     EventReader,
     newest_checkpoint_name,
     note_kill,
@@ -20,26 +20,53 @@ from lorasmith.jobs.folder import (
     write_order,
     write_request,
 )
-from lorasmith.jobs.runner import follow, start_engine
-from lorasmith.schemas.jobs import ENDED, Event, Job, JobError, JobKind, JobOrder, JobRequest, JobStatus, now
+from lorasmith.jobs.leases import LeaseKeeper, holder
+from lorasmith.jobs.processes import EngineProcess, engine_runs, start_engine
+from lorasmith.jobs.runner import POLL_S, follow
+from lorasmith.schemas.jobs import (
+    ACTIVE,
+    KEEPS_ITS_WORK,
+    Event,
+    Job,
+    JobError,
+    JobKind,
+    JobOrder,
+    JobRequest,
+    JobStatus,
+    now,
+)
 from lorasmith.services.job_outcomes import keep_outcome
 from lorasmith.services.workbench import Workbench
+from lorasmith.store.leases import Lease
 
 PHASE_STATUS = {
     JobKind.TRAINING: {"load": JobStatus.PREPARING, "tokenize": JobStatus.PREPARING, "train": JobStatus.TRAINING},
 }
+STOPS_AS = {JobRequest.PAUSE: JobStatus.PAUSED, JobRequest.CANCEL: JobStatus.CANCELLED}
+STOPPED = {JobStatus.PAUSED, JobStatus.INTERRUPTED, JobStatus.FAILED, JobStatus.CANCELLED}
 
-RESTARTS = 3  # of an engine that the system kills and that has saved nothing new since the last time
+RESTARTS = 3  # of an engine that is killed or crashes and has saved nothing new since the last time
 
 Watch = Callable[[Event], None]
 
 
-def create_job(workbench: Workbench, kind: JobKind, name: str, spec: dict[str, Any], inputs: dict[str, Any]) -> Job:
-    """Write the folder, then the row."""
+def create_job(
+    workbench: Workbench, kind: JobKind, name: str, spec: dict[str, Any], inputs: dict[str, Any], **facts: Any
+) -> Job:
+    """Write the folder, then the row. A worker runs it, or with `auto_resume=False` this process does, right away.
+
+    `facts` are further fields of `Job`.
+    """
     job_id = new_id("job")
     folder = f"jobs/{job_id}"
     write_order(workbench.path(folder), JobOrder(id=job_id, kind=kind, spec=spec, inputs=inputs))
-    return workbench.jobs.add(Job(id=job_id, kind=kind, name=name, spec=spec, folder=folder))
+    facts |= {"base_model": inputs.get("model_name"), "dataset_id": inputs.get("dataset_id")}
+    job = Job(id=job_id, kind=kind, name=name, spec=spec, folder=folder, **facts)
+    if job.auto_resume:
+        workbench.jobs.add(job)
+    else:
+        workbench.jobs.add_held(job, holder())
+    return job
 
 
 def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
@@ -49,121 +76,201 @@ def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
     killed `RESTARTS` times more without a new checkpoint.
     """
     folder = workbench.path(job.folder)
-    left, reached = RESTARTS, newest_checkpoint_name(folder)
-    try:
-        while True:
-            try:
-                run_engine(workbench, job, watch)
-                return job
-            except Killed as killed:
-                if job.kind is not JobKind.TRAINING:
-                    raise
-                if newest_checkpoint_name(folder) > reached:
-                    left, reached = RESTARTS, newest_checkpoint_name(folder)
-                if not left:
-                    raise given_up(folder) from killed
-                left -= 1
-                note_kill(folder)
-                text = f"the system killed the engine process, most often for its memory; it goes on from {reached or 'the start'} with half as much at once"
-                watch(Event(seq=0, time=now(), type="warning", data={"text": text}))
-    finally:
-        settle(workbench, job)
+    job, lease = workbench.jobs.take(job.id, holder(), set(JobStatus) - ACTIVE)
+    with LeaseKeeper(workbench.jobs, lease):
+        try:
+            while True:
+                process = begin(workbench, job, lease)
+                reader = EventReader(folder, from_now=True)
+                try:
+                    follow(folder, process, reader, lambda event: watch_phase(workbench, job, lease, event, watch))
+                    break
+                except Killed as killed:
+                    if job.kind is not JobKind.TRAINING:
+                        raise
+                    note_kill(folder)
+                    if not count_restart(workbench, job, lease):
+                        raise given_up(workbench, job) from killed
+                    reached = newest_checkpoint_name(folder) or "the start"
+                    text = f"the system killed the engine process, most often for its memory; it goes on from {reached} with half as much at once"
+                    watch(Event(seq=0, time=now(), type="warning", data={"text": text}))
+        finally:
+            if not engine_runs(folder):
+                job = conclude(workbench, job, lease)
+            workbench.jobs.release(lease)
+    return job
 
 
-def run_engine(workbench: Workbench, job: Job, watch: Watch) -> None:
-    """One engine process, from its start to its end; the row follows its phases."""
+def begin(workbench: Workbench, job: Job, lease: Lease) -> EngineProcess:
+    """Start the engine of a held job; what the job was asked meanwhile is handed on to it."""
     folder = workbench.path(job.folder)
-    reader = EventReader(folder)
-    reader.skip_present()
-    process = start_engine(folder)
-    job.status = JobStatus.PREPARING if job.kind is JobKind.TRAINING else JobStatus.RUNNING
-    job.pid, job.started_at = process.pid, job.started_at or datetime.now(UTC)
-    job.reason = job.reason_code = job.completed_at = None
-    workbench.jobs.replace(job)
+    process = start_engine(folder, job.cores)
 
-    def watch_and_note(event: Event) -> None:
-        status = PHASE_STATUS.get(job.kind, {}).get(event.data.get("name", "")) if event.type == "phase" else None
-        if status and status is not job.status:
-            job.status = status
-            workbench.jobs.replace(job)
-        watch(event)
+    def note(stored: Job) -> None:
+        stored.pid, stored.process_started = process.pid, process.started
+        stored.started_at = stored.started_at or now()
+        stored.reason = stored.reason_code = stored.completed_at = None
 
-    follow(folder, process, reader, watch_and_note)
+    stored = workbench.jobs.change(job.id, note, lease=lease)
+    if stored.request is not None and stored.kind in KEEPS_ITS_WORK:
+        write_request(folder, stored.request)
+    return process
 
 
-def given_up(folder: Path) -> JobFailed:
+def watch_phase(workbench: Workbench, job: Job, lease: Lease, event: Event, watch: Watch) -> None:
+    """The row's status follows the engine's phases."""
+    status = PHASE_STATUS.get(job.kind, {}).get(event.data.get("name", "")) if event.type == "phase" else None
+    if status and status is not job.status:
+        job.status = status
+        workbench.jobs.change(job.id, lambda stored: setattr(stored, "status", status), lease=lease)
+    watch(event)
+
+
+def count_restart(workbench: Workbench, job: Job, lease: Lease) -> bool:
+    """Note an automatic restart; False when `RESTARTS` have gone by without a new checkpoint."""
+    reached = newest_checkpoint_name(workbench.path(job.folder))
+
+    def count(stored: Job) -> None:
+        if reached > stored.reached:
+            stored.tries, stored.reached = 0, reached
+        stored.tries += 1
+
+    return workbench.jobs.change(job.id, count, lease=lease).tries <= RESTARTS
+
+
+def given_up(workbench: Workbench, job: Job) -> JobFailed:
     """The error of a job that was killed too often, which the folder keeps, as the engine could not write it."""
     failure = JobFailed(
         f"the system killed the engine process {RESTARTS + 1} times without a new checkpoint between",
         code="oom",
         hint="close other programs or take a smaller model or shorter rows; lorasmith train --resume goes on",
     )
-    write_error(folder, JobError(reason_code=failure.code, message=failure.message, hint=failure.hint))
+    error = JobError(reason_code=failure.code, message=failure.message, hint=failure.hint)
+    write_error(workbench.path(job.folder), error)
     return failure
 
 
-def settle(workbench: Workbench, job: Job) -> Job:
-    """Bring an unfinished row up to date with its folder, also when nobody watched the engine end."""
-    if job.pid is None and job.status is not JobStatus.QUEUED:
-        return job
+def conclude(workbench: Workbench, job: Job, lease: Lease) -> Job:
+    """Store what the folder of an engine that has ended says: what it made first, then the row."""
     folder = workbench.path(job.folder)
     result, error = read_result(folder), read_error(folder)
+    adapter = keep_outcome(workbench, job, result) if result is not None else None
+
+    def note(stored: Job) -> None:
+        stored.pid = stored.process_started = None
+        stored.completed_at = datetime.now(UTC)
+        stored.status, stored.reason_code, stored.reason = verdict(stored, result, error)
+        stored.result, stored.request, stored.adapter_id = result, None, adapter.id if adapter else None
+
+    return workbench.jobs.change(job.id, note, lease=lease)
+
+
+def verdict(
+    job: Job, result: dict[str, Any] | None, error: JobError | None
+) -> tuple[JobStatus, str | None, str | None]:
+    """Status, reason code and reason of a job whose engine has ended."""
+    wanted = STOPS_AS.get(job.request) if job.request else None
     if result is not None:
-        keep_outcome(workbench, job, result)
-        job.status, job.result = JobStatus.COMPLETED, result
-    elif error is not None:
-        job.status = JobStatus(error.reason_code) if error.reason_code in STOPS else JobStatus.FAILED
-        job.reason_code, job.reason = error.reason_code, error.message
-    elif job.pid is not None and not is_running(job.pid):
-        job.status, job.reason_code = JobStatus.INTERRUPTED, "crashed"
-        job.reason = "the engine process ended without a word"
-    else:
-        return job
-    job.pid, job.completed_at = None, datetime.now(UTC)
-    return workbench.jobs.replace(job)
+        return JobStatus.COMPLETED, None, None
+    if error is None:
+        return wanted or JobStatus.INTERRUPTED, "crashed", "the engine process ended without a word"
+    if error.reason_code in STOPS:
+        return wanted or JobStatus(error.reason_code), error.reason_code, error.message
+    if error.reason_code == "disk_full" and job.kind is JobKind.TRAINING:
+        return JobStatus.PAUSED, error.reason_code, error.message
+    return JobStatus.FAILED, error.reason_code, error.message
 
 
-def is_running(pid: int) -> bool:
-    """Whether that process lives; a zombie, which nobody has waited for, does not."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.parent.parent.joinpath("self").exists():
-        return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def settle_abandoned(workbench: Workbench) -> None:
+    """Conclude jobs whose engine has ended and that nobody answers for."""
+    for job in workbench.jobs.abandoned():
+        if not engine_runs(workbench.path(job.folder)):
+            taken = workbench.jobs.adopt(holder(), job.id)
+            if taken is not None:
+                conclude(workbench, *taken)
+                workbench.jobs.release(taken[1])
 
 
 def list_jobs(workbench: Workbench) -> list[Job]:
-    return [settle(workbench, job) for job in workbench.jobs.list()]
+    settle_abandoned(workbench)
+    return workbench.jobs.list()
 
 
 def show_job(workbench: Workbench, name_or_id: str) -> Job:
-    return settle(workbench, workbench.jobs.require(name_or_id))
+    settle_abandoned(workbench)
+    return workbench.jobs.require(name_or_id)
+
+
+def watch(workbench: Workbench, job: Job, view: Watch) -> Job:
+    """Show a job's events from its beginning until it stops; it runs elsewhere."""
+    reader = EventReader(workbench.path(job.folder))
+    while True:
+        for event in reader.new_events():
+            view(event)
+        job = show_job(workbench, job.id)
+        if job.status not in {JobStatus.QUEUED, *ACTIVE}:
+            for event in reader.new_events():
+                view(event)
+            return job
+        time.sleep(POLL_S)
 
 
 def job_events(workbench: Workbench, job: Job, *, type: str | None = None) -> list[Event]:
     return [event for event in EventReader(workbench.path(job.folder)).new_events() if type in (None, event.type)]
 
 
-def ask(workbench: Workbench, job: Job, request: JobRequest) -> None:
-    """Ask a running training job to save, pause or cancel at its next step; raises `Conflict` when it does not run."""
-    if job.pid is None:
-        raise Conflict(f"{job.id} is {job.status}, so it cannot {request}")
-    if job.kind is not JobKind.TRAINING:
-        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can {request}")
-    write_request(workbench.path(job.folder), request)
+def ask(workbench: Workbench, job: Job, request: JobRequest) -> Job:
+    """Ask a job to save, pause or cancel. What waits stops at once; what runs does so at its next step.
+
+    Asking twice is asking once. Raises `Conflict` when the job cannot do that as it is.
+    """
+    direct = STOPS_AS.get(request)
+
+    def note(stored: Job) -> None:
+        if direct is not None and stored.status is direct:
+            return
+        if direct is not None and stored.status is JobStatus.QUEUED:
+            stored.status, stored.completed_at = direct, now()
+            stored.reason_code, stored.reason = direct.value, f"{direct} before it had started"
+        elif request is JobRequest.CANCEL and stored.status in STOPPED:
+            stored.status = JobStatus.CANCELLED
+        elif stored.status not in ACTIVE:
+            raise Conflict(f"{stored.id} is {stored.status}, so it cannot {request}")
+        elif stored.kind not in KEEPS_ITS_WORK and request is not JobRequest.CANCEL:
+            kinds = " and ".join(KEEPS_ITS_WORK)
+            raise Conflict(f"{stored.id} is a job of kind {stored.kind}, and only {kinds} can {request}")
+        else:
+            stored.request = request
+
+    stored = workbench.jobs.change(job.id, note)
+    if stored.request is request and stored.kind in KEEPS_ITS_WORK:
+        write_request(workbench.path(stored.folder), request)
+    return stored
 
 
-def resumable(job: Job) -> Job:
-    """The job, if it can go on; raises `Conflict` saying why not."""
-    if job.kind is not JobKind.TRAINING:
-        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can go on from a checkpoint")
+def queue_again(workbench: Workbench, job: Job) -> Job:
+    """Let a worker go on with a stopped job from what it has saved. Raises `Conflict` saying why not."""
+
+    def note(stored: Job) -> None:
+        resumable(stored, *sorted(KEEPS_ITS_WORK))
+        (workbench.path(stored.folder) / ERROR).unlink(missing_ok=True)  # it would be taken for the next engine's
+        stored.status, stored.auto_resume = JobStatus.QUEUED, True
+        stored.tries, stored.request, stored.completed_at = 0, None, None
+        stored.reason = stored.reason_code = None
+
+    return workbench.jobs.change(job.id, note)
+
+
+def resumable(job: Job, *kinds: JobKind) -> Job:
+    """The job, if it is of one of the kinds and can go on; raises `Conflict` saying why not."""
+    if job.kind not in kinds:
+        raise Conflict(
+            f"{job.id} is a job of kind {job.kind}, and not of kind {' or '.join(kinds)}, which goes on here"
+        )
     if job.status is JobStatus.COMPLETED:
-        raise Conflict(f"{job.id} is completed, there is nothing left to do", hint="train again with another --name")
-    if job.status not in {*ENDED, JobStatus.PAUSED}:
+        raise Conflict(f"{job.id} is completed, there is nothing left to do", hint="start again with another --name")
+    if job.status is JobStatus.QUEUED:
+        raise Conflict(f"{job.id} is queued already", hint="lorasmith worker runs what is queued")
+    if job.status not in STOPPED:
         raise Conflict(f"{job.id} is {job.status}, process {job.pid} runs it")
     return job

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from lorasmith.errors import NotFound, closest
+from lorasmith.errors import Conflict, NotFound, closest
 from lorasmith.files import new_id
 from lorasmith.model_files import check_model_folder, read_facts
 from lorasmith.schemas.models import BaseModelEntry
+from lorasmith.services.in_use import refuse_while_used
 from lorasmith.services.workbench import Workbench
 from lorasmith.starter.location import STARTER, starter_model
 
@@ -25,8 +28,14 @@ class ResolvedModel:
 
 
 def starter_entry() -> BaseModelEntry:
+    folder = starter_model()
     return BaseModelEntry(
-        id=STARTER, name=STARTER, source="built-in", location=str(starter_model()), facts=read_facts(starter_model())
+        id=STARTER,
+        name=STARTER,
+        source="built-in",
+        location=str(folder),
+        facts=read_facts(folder),
+        created_at=datetime.fromtimestamp((folder / "config.json").stat().st_mtime, UTC),
     )
 
 
@@ -57,6 +66,28 @@ def add_model(workbench: Workbench, location: str, name: str | None) -> BaseMode
     else:
         raise NotFound(f"{location} is neither a folder nor a hub id such as org/model")
     return workbench.models.add(entry)
+
+
+def remove_model(workbench: Workbench, name: str) -> BaseModelEntry:
+    """Forget a registered model; its files stay where they are. Raises `Conflict` while a job works with it."""
+    if name == STARTER:
+        raise Conflict(f"the model {STARTER!r} is built in", hint="only models that were added can be removed")
+    entry = workbench.models.require(name)
+    refuse_while_used(workbench, "model", entry.name, {"model": {entry.id, entry.name}})
+    workbench.models.remove(entry.id)
+    return entry
+
+
+def model_below(roots: Iterable[Path], folder: str) -> Path:
+    """The first folder of that name below one of the roots. Raises `NotFound` also for one that leads out of its root."""
+    for root in roots:
+        found = (root / folder).resolve()
+        if found.is_relative_to(root.resolve()) and found.is_dir():
+            return found
+    raise NotFound(
+        f"no folder {folder!r} below the server's import roots",
+        hint="the server's LORASMITH_IMPORT_ROOTS names the folders that hold models",
+    )
 
 
 def resolve_model(workbench: Workbench, name: str, *, weights: bool = True) -> ResolvedModel:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lorasmith.errors import Interrupted, JobFailed
 from lorasmith.jobs.folder import EventReader, write_order
-from lorasmith.jobs.runner import follow, start_engine
+from lorasmith.jobs.processes import start_engine
+from lorasmith.jobs.runner import follow
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.services.jobs import Watch
 from lorasmith.services.workbench import Workbench

@@ -10,7 +10,8 @@ from typing import Any
 from lorasmith.errors import InvalidSpec
 from lorasmith.files import new_id
 from lorasmith.jobs.folder import write_order
-from lorasmith.jobs.runner import outcome, start_conversation
+from lorasmith.jobs.processes import start_conversation
+from lorasmith.jobs.runner import outcome
 from lorasmith.schemas.jobs import JobKind, JobOrder
 from lorasmith.schemas.serving import GenerationInputs, GenerationSpec
 from lorasmith.services.adapters import adapter_folder, verify_adapter

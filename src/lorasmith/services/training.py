@@ -9,8 +9,10 @@ from typing import Any
 
 from lorasmith.errors import Conflict, InvalidSpec, MissingExtra, did_you_mean
 from lorasmith.schemas.adapters import Adapter
-from lorasmith.schemas.jobs import Job, JobKind
-from lorasmith.schemas.training import PRESETS, TrainingInputs, TrainingSpec
+from lorasmith.schemas.data import Dataset
+from lorasmith.schemas.jobs import ACTIVE, Job, JobKind, JobStatus
+from lorasmith.schemas.training import TrainingInputs, TrainingSpec
+from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.services.data import tokens_folder
 from lorasmith.services.data_sources import find_dataset
 from lorasmith.services.job_outcomes import adapter_of_job
@@ -100,13 +102,19 @@ def alias_names(kind: Any) -> dict[str, str]:
     return names
 
 
-def start_training(workbench: Workbench, spec: TrainingSpec) -> Job:
-    """Resolve model and data, choose a free name, and create the job."""
+def start_training(
+    workbench: Workbench, spec: TrainingSpec, *, validation_data: str | None = None, **facts: Any
+) -> Job:
+    """Resolve model and data, choose a free name, and create the job. `facts` are further fields of `Job`.
+
+    Validation rows are the data's own, or the training part of `validation_data`, another dataset.
+    """
     model = resolve_model(workbench, spec.model)
     dataset = find_dataset(workbench, spec.data)
-    if spec.name is not None and spec.name in workbench.adapters.names():
-        raise Conflict(f"there is already an adapter named {spec.name!r}", hint="choose another --name")
-    check_runnable(spec, dataset.name, validation_rows=dataset.part_sizes.get("val", 0))
+    if spec.name is not None and spec.name in taken_names(workbench):
+        raise Conflict(f"there is already an adapter or a run named {spec.name!r}", hint="choose another --name")
+    validation = validation_file(workbench, dataset, validation_data)
+    check_runnable(spec, dataset.name, has_validation=validation is not None)
     name = spec.name or free_name(workbench, f"{Path(model.name).name}-{dataset.name}")
     folder = workbench.path(dataset.folder)
     inputs = TrainingInputs(
@@ -116,19 +124,34 @@ def start_training(workbench: Workbench, spec: TrainingSpec) -> Job:
         dataset_name=dataset.name,
         dataset_sha256=dataset.sha256,
         train_file=str(folder / "train.jsonl"),
-        val_file=str(folder / "val.jsonl") if dataset.part_sizes.get("val") else None,
+        val_file=validation,
         tokens_folder=str(tokens_folder(workbench, dataset.id)),
         adapter_name=name,
     )
-    return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump())
+    return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump(), **facts)
 
 
-def check_runnable(spec: TrainingSpec, dataset: str, validation_rows: int) -> None:
+def validation_file(workbench: Workbench, dataset: Dataset, other: str | None) -> str | None:
+    if other is not None:
+        return str(workbench.path(find_dataset(workbench, other).folder) / "train.jsonl")
+    return str(workbench.path(dataset.folder) / "val.jsonl") if dataset.part_sizes.get("val") else None
+
+
+def clone_training(workbench: Workbench, job: Job, changes: dict[str, Any], **facts: Any) -> Job:
+    """Create a job like another training job, with some fields changed and a name of its own."""
+    if job.kind is not JobKind.TRAINING:
+        raise Conflict(f"{job.id} is a job of kind {job.kind}, and only training can be copied")
+    given = {key: value for key, value in canonical_names(changes).items() if value is not None}
+    spec = parse_spec(TrainingSpec, merge({**job.spec, "name": None}, given))
+    return start_training(workbench, spec, **facts)
+
+
+def check_runnable(spec: TrainingSpec, dataset: str, *, has_validation: bool) -> None:
     """Raise before the job exists for what the engine would refuse after loading the model."""
     if spec.training.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
         raise MissingExtra("optimizer adamw_8bit", "quant")
     check_quantization(spec)
-    if spec.training.needs_validation and not validation_rows:
+    if spec.training.needs_validation and not has_validation:
         raise InvalidSpec(
             f"{spec.training.needs_validation} needs validation rows, and dataset {dataset!r} has none",
             hint="import it again with a validation part: lorasmith data import … --split 80/10/10",
@@ -150,10 +173,15 @@ def check_quantization(spec: TrainingSpec) -> None:
         )
 
 
+def taken_names(workbench: Workbench) -> set[str]:
+    """Names of adapters, and those that runs will give to theirs."""
+    return workbench.adapters.names() | workbench.jobs.names_of({JobStatus.QUEUED, *ACTIVE}, JobKind.TRAINING)
+
+
 def free_name(workbench: Workbench, wanted: str) -> str:
-    """`wanted`, or the first of `wanted-2`, `wanted-3`, … that no adapter has."""
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, … that no adapter has or will have."""
     wanted = re.sub(r"[^A-Za-z0-9._-]+", "-", wanted)
-    taken = workbench.adapters.names()
+    taken = taken_names(workbench)
     number, name = 1, wanted
     while name in taken:
         number += 1
@@ -168,4 +196,4 @@ def train(workbench: Workbench, job: Job, watch: Watch) -> Adapter:
 
 
 def resume_training(workbench: Workbench, name_or_id: str, watch: Watch) -> Adapter:
-    return train(workbench, resumable(show_job(workbench, name_or_id)), watch)
+    return train(workbench, resumable(show_job(workbench, name_or_id), JobKind.TRAINING), watch)

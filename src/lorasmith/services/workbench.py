@@ -19,6 +19,7 @@ from lorasmith.store.database import (
     ModelRecord,
     open_database,
 )
+from lorasmith.store.jobs import JobTable
 from lorasmith.store.records import Table
 
 
@@ -28,7 +29,7 @@ class Workbench:
 
     home: Path
     datasets: Table[Dataset]
-    jobs: Table[Job]
+    jobs: JobTable
     adapters: Table[Adapter]
     models: Table[BaseModelEntry]
     evaluations: Table[Evaluation]
@@ -39,7 +40,7 @@ class Workbench:
         return cls(
             home=settings.home,
             datasets=Table(engine, DatasetRecord, Dataset),
-            jobs=Table(engine, JobRecord, Job, unique_names=False),
+            jobs=JobTable(engine, JobRecord, Job, unique_names=False),
             adapters=Table(engine, AdapterRecord, Adapter),
             models=Table(engine, ModelRecord, BaseModelEntry),
             evaluations=Table(engine, EvaluationRecord, Evaluation, unique_names=False),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, Float, Index, create_engine, event, inspect, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from lorasmith.errors import Busy, Conflict
+from lorasmith.files import disk_full, only_one_process
+
 DATABASE_NAME = "lorasmith.db"
-HEAD_REVISION = "0001"
+MIGRATION_LOCK = "lorasmith.db.migration"
+BUSY_TIMEOUT_MS = 10_000
+HEAD_REVISION = "0002"
+READ_ONLY = "lorasmith_reads"
 
 
 class Base(DeclarativeBase):
@@ -34,7 +42,20 @@ class DatasetRecord(Record):
 
 
 class JobRecord(Record):
+    """`lease_*` say which process answers for the job, in seconds since the machine started."""
+
     __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_status", "status", "priority"),)
+
+    kind: Mapped[str]
+    status: Mapped[str]
+    priority: Mapped[int] = mapped_column(default=0)
+    lane: Mapped[str] = mapped_column(default="cpu")
+    cores: Mapped[int | None]
+    lease_token: Mapped[int] = mapped_column(default=0)
+    lease_holder: Mapped[str | None]
+    lease_boot: Mapped[str | None]
+    lease_until: Mapped[float] = mapped_column(Float, default=0.0)
 
 
 class AdapterRecord(Record):
@@ -54,8 +75,10 @@ def open_database(home: Path) -> Engine:
     home.mkdir(parents=True, exist_ok=True)
     engine = create_engine(f"sqlite:///{home / DATABASE_NAME}")
     event.listen(engine, "connect", set_pragmas)
+    event.listen(engine, "begin", begin)
     if current_revision(engine) != HEAD_REVISION:
-        migrate(engine)
+        with only_one_process(home / MIGRATION_LOCK):
+            migrate(engine)
     return engine
 
 
@@ -63,29 +86,69 @@ def set_pragmas(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")  # a committed row survives a power cut; 1.7 ms a commit
-    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
     cursor.close()
+    connection.isolation_level = None  # `begin` below says BEGIN, not the driver
+
+
+def begin(connection: Connection) -> None:
+    """A writing transaction takes the write lock at once: one that reads first could not get it later."""
+    reads = connection.get_execution_options().get(READ_ONLY)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
 def current_revision(engine: Engine) -> str | None:
-    if not inspect(engine).has_table("alembic_version"):
-        return None
-    with engine.connect() as connection:
+    with engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
 def migrate(engine: Engine) -> None:
+    """Bring the schema to `HEAD_REVISION`; raises `Conflict` for a database that a newer lorasmith has written."""
     from alembic import command  # 0.2 s, and needed once per home
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise Conflict(
+                f"{engine.url.database} was written by a newer lorasmith: {error}", hint="pip install -U lorasmith"
+            ) from error
 
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    with Session(engine) as session, session.begin():
+    """Read and write; one at a time in all processes. Raises `Busy` when another one holds the database too
+    long, and `DiskFull`.
+    """
+    with busy_errors(engine), Session(engine) as session, session.begin():
         yield session
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """Read one state of the database; neither waits for a writer nor makes it wait."""
+    with busy_errors(engine), Session(engine.execution_options(**{READ_ONLY: True})) as session:
+        yield session
+
+
+@contextmanager
+def busy_errors(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_FULL:
+            raise disk_full(Path(engine.url.database or ".")) from error
+        if code is None or code & 0xFF != sqlite3.SQLITE_BUSY:  # the lowest byte is the kind, the rest its variant
+            raise
+        raise Busy(
+            f"another process has held {engine.url.database} for {BUSY_TIMEOUT_MS / 1000:.0f} s",
+            hint="try again; when it stays so, see which process has the file open",
+        ) from error

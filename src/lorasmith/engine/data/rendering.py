@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -214,8 +214,7 @@ def render_all(
     rendered = tokenizer.apply_chat_template(
         list(conversations), tools=[*tools] if tools else None, tokenize=False, add_generation_prompt=prompt
     )
-    assert isinstance(rendered, list)
-    return rendered
+    return cast(list[str], rendered)
 
 
 def turns_of(

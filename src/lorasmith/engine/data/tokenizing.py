@@ -71,7 +71,7 @@ def origin(examples_file: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: se
         "template": template,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "stop_ids": sorted(stop_ids),
-        "code": [sha256_file(Path(module.__file__)) for module in (rendering, encoding)],
+        "code": [sha256_file(Path(str(module.__file__))) for module in (rendering, encoding)],
         **{name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
         **({"date": date.today().isoformat()} if "strftime_now" in json.dumps(template) else {}),
     }

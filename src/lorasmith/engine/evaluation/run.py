@@ -89,6 +89,8 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
         adapter=inputs.adapter_name,
         model=inputs.model_name,
         dataset=inputs.dataset_name,
+        dataset_id=inputs.dataset_id,
+        dataset_sha256=inputs.dataset_sha256,
         part=spec.part,
         conditions=results,
         comparisons=comparisons,

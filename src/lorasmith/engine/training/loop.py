@@ -239,7 +239,7 @@ def validate(run: TrainingRun, report: Reporter, board: SummaryWriter | None = N
     loss = nats / sum(row.trained_tokens for row in rows)
     progress = run.progress
     progress.validation.append((progress.step, loss))
-    report("evaluation", step=progress.step, loss=loss)
+    report("evaluation", step=progress.step, loss=loss, best_loss=progress.best[1] if progress.best else None)
     if run.devices.first and run.settings.keep_best and progress.best == (progress.step, loss):
         save_best(run.job, run.model, progress.step)
     if board is not None:

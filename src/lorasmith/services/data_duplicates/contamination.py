@@ -3,8 +3,9 @@
 Three kinds of hit, the strongest first; a row and an item are reported once, with the strongest:
 
 - `exact`: the folded texts are equal.
-- `words`: a run of 13 tokens of the item stands in the row (the length that GPT-3's decontamination used: Brown et al.
-  2020, appendix C). Items of 8 to 12 tokens are looked for as a whole; shorter ones only as exact or similar.
+- `words`: a run of 13 words of the item stands in the row, whatever punctuation is between them (as in the
+  decontamination of GPT-3: Brown et al. 2020, appendix C). Items of 8 to 12 words are looked for as a whole; shorter
+  ones only as exact or similar.
 - `similar`: the Jaccard similarity of the sets of character 5-grams reaches the threshold.
 
 A run of words that is in more than 10 items is a template of the benchmark and is left out; `Items.templates` counts
@@ -38,7 +39,7 @@ from lorasmith.services.data_duplicates.texts import digest, folded
 
 HitKind = Literal["exact", "words", "similar"]
 
-RUN = 13  # tokens
+RUN = 13  # words
 SHORTEST_ITEM = 8
 MOST_ITEMS_OF_A_RUN = 10
 CHARACTERS = Shingling("character", 5)
@@ -90,7 +91,7 @@ class Items:
 
     ids: list[int | str]
     of_digest: dict[bytes, list[int]]
-    runs: dict[int, Lookup]  # by their length in tokens
+    runs: dict[int, Lookup]  # by their length in words
     templates: int
     threshold: float
     characters: Ragged
@@ -105,7 +106,7 @@ def read_items(items: Iterable[Text], similarity: float = DEFAULT_SIMILARITY) ->
     of_digest: dict[bytes, list[int]] = {}
     for number, text in enumerate(texts):
         of_digest.setdefault(digest(text), []).append(number)
-    tokens = tokens_of(texts, "word").hashes
+    tokens = tokens_of(texts, "word", symbols=False).hashes
     runs, templates = {}, 0
     for length in range(SHORTEST_ITEM, RUN + 1):
         chosen = np.flatnonzero(tokens.lengths() >= RUN if length == RUN else tokens.lengths() == length)
@@ -148,7 +149,7 @@ def hits_of(rows: Sequence[Text], items: Items) -> list[Hit]:
     for row, text in enumerate(texts):
         for item in items.of_digest.get(digest(text), []):
             report(row, item, "exact", text)
-    words = tokens_of(texts, "word")
+    words = tokens_of(texts, "word", symbols=False)
     for length in sorted(items.runs, reverse=True):
         for row, item, text in shared_runs(texts, words, length, items.runs[length]):
             report(row, item, "words", text)

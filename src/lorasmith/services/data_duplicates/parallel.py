@@ -7,8 +7,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import TypeVar
+
+from lorasmith.errors import Killed
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -46,7 +49,7 @@ class Workers:
         return self.pool
 
     def map(self, function: Callable[[Given], Made], inputs: Iterable[Given]) -> Iterator[Made]:
-        """Results in the order of the inputs, whatever the number of processes."""
+        """Results in the order of the inputs, whatever the number of processes. Raises `Killed` when one of them dies."""
         source = iter(inputs)
         if self.processes == 1:
             yield from map(function, source)
@@ -55,6 +58,18 @@ class Workers:
         if self.pool is None and len(few) < TASKS_BEFORE_PROCESSES:
             yield from map(function, few)
             return
+        try:
+            yield from self.map_in_pool(function, few, source)
+        except BrokenProcessPool:
+            raise Killed(
+                f"the system killed one of the {self.processes} processes that hash and compare rows, most often because "
+                "memory ran out; nothing was stored",
+                hint="free some memory, or use one process, which takes less: taskset --cpu-list 0 lorasmith …",
+            ) from None
+
+    def map_in_pool(
+        self, function: Callable[[Given], Made], few: list[Given], source: Iterator[Given]
+    ) -> Iterator[Made]:
         pool = self.started()
         waiting: deque[Future[Made]] = deque(pool.submit(function, item) for item in few)
         for item in source:

@@ -22,7 +22,7 @@ U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 Unit = Literal["word", "character"]
 
-SPACE, LETTER, SINGLE, UNKNOWN = range(4)
+SPACE, LETTER, SINGLE, SYMBOL, UNKNOWN = range(5)
 WITHOUT_SPACES = (  # first and last code point of scripts that write words without spaces between them
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x1000, 0x109F),  # Myanmar
@@ -110,7 +110,7 @@ def class_of(point: int) -> int:
         return SPACE
     if any(first <= point <= last for first, last in WITHOUT_SPACES):
         return SINGLE
-    return LETTER if unicodedata.category(chr(point))[0] in "LNM" else SINGLE
+    return LETTER if unicodedata.category(chr(point))[0] in "LNM" else SYMBOL
 
 
 ASCII_CLASSES = bytes(map(class_of, range(128))) + bytes(128)
@@ -118,7 +118,7 @@ ASCII_CLASSES = bytes(map(class_of, range(128))) + bytes(128)
 
 @cache
 def class_table() -> NDArray[np.uint8]:
-    """SPACE, LETTER or SINGLE of each code point, filled as they are met: all 1.1 million take half a second."""
+    """The class of each code point, filled as they are met: all 1.1 million take half a second."""
     return np.full(0x110000, UNKNOWN, np.uint8)
 
 
@@ -147,8 +147,11 @@ def powers(count: int) -> tuple[U64, U64]:
     return np.multiply.accumulate(forward), np.multiply.accumulate(backward)
 
 
-def tokens_of(texts: Sequence[str], unit: Unit) -> Tokens:
-    """Tokens of folded texts. A token's hash is the polynomial of its code points, plus one, in BASE, mixed."""
+def tokens_of(texts: Sequence[str], unit: Unit, *, symbols: bool = True) -> Tokens:
+    """Tokens of folded texts. A token's hash is the polynomial of its code points, plus one, in BASE, mixed.
+
+    Without `symbols`, words alone are tokens: punctuation and signs only end them.
+    """
     joined = "\n".join(texts) + "\n"  # a line break ends the last token of each text
     points, kinds = points_and_classes(joined)
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
@@ -159,7 +162,7 @@ def tokens_of(texts: Sequence[str], unit: Unit) -> Tokens:
         hashes = mix((points[begins].astype(np.uint64) + np.uint64(1)) * STEP)
     else:
         letters = kinds == LETTER
-        borders = kinds == SINGLE
+        borders = (kinds == SINGLE) | (kinds == SYMBOL) if symbols else kinds == SINGLE
         begin = borders.copy()
         begin[1:] |= letters[1:] & ~letters[:-1]
         begin[0] |= letters[0]

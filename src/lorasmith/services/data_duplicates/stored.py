@@ -14,10 +14,9 @@ from lorasmith.services.data_duplicates.index import Index, open_index, write_in
 from lorasmith.services.data_duplicates.search import decide
 from lorasmith.services.data_duplicates.signatures import rows_per_band
 from lorasmith.services.data_duplicates.texts import Key
+from lorasmith.services.data_parts import INDEXES, SET_ASIDE, index_of_rows
 from lorasmith.services.data_sources import named_dataset
 from lorasmith.services.workbench import Workbench
-
-INDEXES = "duplicates"
 
 
 def find_duplicates(workbench: Workbench, name: str, threshold: float = 0.8, key: Key = "whole") -> DuplicateReport:
@@ -63,7 +62,17 @@ def find_duplicates(workbench: Workbench, name: str, threshold: float = 0.8, key
 
 
 def index_folder(workbench: Workbench, dataset: Dataset, key: Key) -> Path:
-    return workbench.path(dataset.folder) / INDEXES / f"{key}-{dataset.sha256}"
+    """That of all rows that were read, where none of them was taken out since."""
+    folder = workbench.path(dataset.folder)
+    if key == "whole" and dataset.read_in and not (folder / SET_ASIDE).exists():
+        return stored_index_of_rows(workbench, dataset)
+    return folder / INDEXES / f"{key}-{dataset.sha256}"
+
+
+def stored_index_of_rows(workbench: Workbench, dataset: Dataset) -> Path:
+    """Versions that were decided from the same rows share it, as long as the version that read them is there."""
+    read_in = workbench.path(f"datasets/{dataset.read_in}")
+    return index_of_rows(read_in if read_in.is_dir() else workbench.path(dataset.folder))
 
 
 def index_of(workbench: Workbench, dataset: Dataset, folder: Path, key: Key) -> Index:

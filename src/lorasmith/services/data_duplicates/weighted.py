@@ -9,6 +9,7 @@ No model and nothing to download; it finds paraphrases only as far as they share
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ F64 = NDArray[np.float64]
 
 SIZES = (3, 4, 5)
 SKETCH = 256
+DEFAULT_COSINE = 0.8
 MARGIN = 0.15  # seven standard errors of a sketch at a cosine of 0.8: (1 - 0.8^2) / sqrt(256) = 0.0225
 MOST_ROWS = 20_000  # 200 million pairs; about 60 KB a row while the vectors are made
 ROWS_AT_ONCE = 1024
@@ -37,15 +39,14 @@ class SimilarPair(NamedTuple):
     cosine: float
 
 
-def similar_pairs(texts: Iterable[str], threshold: float = 0.85) -> Iterator[SimilarPair]:
+def similar_pairs(texts: Iterable[str], threshold: float = DEFAULT_COSINE) -> Iterator[SimilarPair]:
     """All pairs at or above the threshold, by position. Raises `InvalidSpec` beyond 20,000 rows or outside 0.5 to 1."""
-    if not 0.5 <= threshold <= 1:
-        raise InvalidSpec(f"the threshold of the cosine must be between 0.5 and 1, got {threshold}")
-    held = [folded(text) for text in texts]
+    check_cosine(threshold)
+    held = [folded(text) for text in islice(texts, MOST_ROWS + 1)]
     if len(held) > MOST_ROWS:
         raise InvalidSpec(
-            f"comparing all pairs of {len(held)} rows would take too long; at most {MOST_ROWS} rows are compared",
-            hint="take near duplicates out first, or compare a sample",
+            f"all pairs are compared, which takes too long above {MOST_ROWS} rows, and there are more",
+            hint="take near duplicates out first (data import --near-duplicates 0.8), or compare a sample",
         )
     vectors, weights = weigh(held)
     sketches = sketch(vectors, weights)
@@ -55,6 +56,11 @@ def similar_pairs(texts: Iterable[str], threshold: float = 0.85) -> Iterator[Sim
         cosine = cosines(vectors, weights, left + first, right + first)
         for place in np.flatnonzero(cosine >= threshold - 1e-12).tolist():
             yield SimilarPair(int(left[place]) + first, int(right[place]) + first, min(1.0, float(cosine[place])))
+
+
+def check_cosine(threshold: float) -> None:
+    if not 0.5 <= threshold <= 1:
+        raise InvalidSpec(f"the threshold of the cosine must be between 0.5 and 1, got {threshold}")
 
 
 def weigh(texts: list[str]) -> tuple[Ragged, F64]:

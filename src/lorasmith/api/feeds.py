@@ -1,0 +1,152 @@
+"""What readers of jobs share: one look at each followed job serves all who follow it.
+
+Nothing is queued for a reader. Each has a number, the last event that it was sent, and the job's file has the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+
+from lorasmith.errors import LorasmithError
+from lorasmith.jobs.events import events_after, last_seq
+from lorasmith.jobs.folder import EVENTS, LOG
+from lorasmith.schemas.jobs import ACTIVE, Event, Job, JobStatus
+from lorasmith.services.workbench import Workbench
+
+LOOK_S = 0.2
+BATCH = 500
+KEPT = 1000  # newest events of a job in memory, for readers that are not far behind
+MOST_GOING = 200  # jobs that one stream of all follows
+GOING = {JobStatus.QUEUED, *ACTIVE}
+
+log = logging.getLogger(__name__)
+
+
+class Feed:
+    """A followed job: its row, and its events since somebody follows it."""
+
+    def __init__(self, workbench: Workbench, job: Job) -> None:
+        self.workbench, self.job = workbench, job
+        self.events_file, self.log_file = (workbench.path(job.folder) / name for name in (EVENTS, LOG))
+        self.seq = self.complete_from = last_seq(self.events_file)
+        self.sizes = file_size(self.events_file), file_size(self.log_file)
+        self.events: deque[Event] = deque(maxlen=KEPT)
+        self.readers = 0
+
+    def look(self) -> bool:
+        """Read what is new; whether there was anything. The row comes last: when it says the end, all events are there."""
+        before = self.sizes, self.job.status
+        self.sizes = file_size(self.events_file), file_size(self.log_file)
+        if self.sizes[0] != before[0][0]:
+            for event in events_after(self.events_file, self.seq, KEPT):
+                if len(self.events) == KEPT:
+                    self.complete_from = self.events[0].seq
+                self.events.append(event)
+                self.seq = event.seq
+        self.job = self.workbench.jobs.require(self.job.id)
+        return before != (self.sizes, self.job.status)
+
+    async def since(self, seq: int) -> list[Event]:
+        """At most `BATCH` events after that number."""
+        if seq >= self.complete_from:
+            return [event for event in self.events if event.seq > seq][:BATCH]
+        return await run_in_threadpool(events_after, self.events_file, seq, BATCH)
+
+    @property
+    def goes_on(self) -> bool:
+        return self.job.status in GOING
+
+
+class Feeds:
+    """The followed jobs of a server. `changed` is set, and replaced by a new one, after each look that found something."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        self.workbench = workbench
+        self.followed: dict[str, Feed] = {}
+        self.held: set[str] = set()  # followed for those who follow all
+        self.readers_of_all = 0
+        self.changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Look at what is followed, for as long as the server lives."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                news = await self.look()
+            except LorasmithError as error:
+                log.warning("jobs could not be looked at: %s", error.message)  # the next look tries again
+                continue
+            if news:
+                self.changed.set()
+                self.changed = asyncio.Event()
+
+    async def look(self) -> bool:
+        news = False
+        if self.readers_of_all or self.held:
+            news = await self.follow_going()
+        feeds = list(self.followed.values())
+        return (bool(feeds) and await run_in_threadpool(look_at, feeds)) or news
+
+    async def follow_going(self) -> bool:
+        """Hold a feed of each job that waits or runs while somebody follows all; whether there are others than before."""
+        jobs = await run_in_threadpool(self.going_jobs) if self.readers_of_all else []
+        going = {job.id for job in jobs}
+        news = going != self.held
+        for job in jobs:
+            if job.id not in self.held:
+                (await self.feed(job)).readers += 1
+        for job_id in self.held - going:
+            self.leave(self.followed[job_id])
+        self.held = going
+        return news
+
+    def going_jobs(self) -> list[Job]:
+        return self.workbench.jobs.newest(limit=MOST_GOING, statuses=GOING)
+
+    async def feed(self, job: Job) -> Feed:
+        if job.id not in self.followed:
+            made = await run_in_threadpool(Feed, self.workbench, job)
+            self.followed.setdefault(job.id, made)  # another reader may have been faster
+        return self.followed[job.id]
+
+    def leave(self, feed: Feed) -> None:
+        feed.readers -= 1
+        if feed.readers == 0:
+            self.followed.pop(feed.job.id, None)
+
+    @asynccontextmanager
+    async def following(self, job: Job) -> AsyncIterator[Feed]:
+        """The feed of a job, which is looked at while anybody follows it."""
+        feed = await self.feed(job)
+        feed.readers += 1
+        try:
+            yield feed
+        finally:
+            self.leave(feed)
+
+    @contextmanager
+    def following_all(self) -> Iterator[None]:
+        self.readers_of_all += 1
+        try:
+            yield
+        finally:
+            self.readers_of_all -= 1
+
+
+def look_at(feeds: list[Feed]) -> bool:
+    news = [feed.look() for feed in feeds]  # all of them, not up to the first
+    return any(news)
+
+
+def file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

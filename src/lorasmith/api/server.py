@@ -1,0 +1,82 @@
+"""The process that serves: a socket that is bound before anything is promised, and an end that waits for requests."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from lorasmith.api.app import create_app
+from lorasmith.errors import Conflict, InvalidSpec
+from lorasmith.services.server_lock import only_server
+from lorasmith.services.workbench import Workbench
+from lorasmith.settings import ServerSettings
+
+PORTS_TRIED = 20
+STOP_S = 10  # that requests get to end
+
+
+class Server(uvicorn.Server):
+    """Ends with status 0 on SIGTERM and Ctrl-C, which is how a server is meant to end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(workbench: Workbench, settings: ServerSettings, *, next_port: bool, listening: Callable[[str], None]) -> None:
+    """Serve until a signal comes; `listening` is called with the address once connections are taken.
+
+    Raises `Conflict` when another server has this home, or the port is taken and `next_port` is false.
+    """
+    with only_server(workbench.home) as lock, bound(settings, next_port) as listener:
+        url = url_of(settings.host, listener.getsockname()[1])
+        lock.say(url)
+        config = uvicorn.Config(
+            create_app(workbench, settings),
+            access_log=False,
+            log_level="warning",
+            proxy_headers=False,  # else a caller could choose the address that its wrong passwords count for
+            server_header=False,
+            timeout_graceful_shutdown=STOP_S,
+        )
+        listening(url)
+        Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def bound(settings: ServerSettings, next_port: bool) -> Iterator[socket.socket]:
+    """A listening socket on the port, or with `next_port` on the first free one of the ports from there on."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    ports = range(settings.port, settings.port + PORTS_TRIED) if next_port and settings.port else [settings.port]
+    for port in ports:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, port))
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRINUSE:
+                continue
+            raise InvalidSpec(
+                f"cannot listen on {settings.host} port {port}: {error.strerror}", hint="another --host or --port"
+            ) from None
+        with listener:
+            listener.listen(128)
+            yield listener
+        return
+    what = f"port {ports[0]} is taken" if len(ports) == 1 else f"ports {ports[0]} to {ports[-1]} are taken"
+    raise Conflict(what, hint="give another --port, or --port 0 for any that is free")
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

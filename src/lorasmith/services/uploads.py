@@ -1,0 +1,217 @@
+"""Files that come over the network: begun, filled, finished, imported. Each is a folder, which a restarted server reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidData, LorasmithError, NotFound
+from lorasmith.files import existing_parent, new_id, read_json, sha256_file, write_json
+from lorasmith.schemas.data import DataImportSpec, Dataset
+from lorasmith.schemas.jobs import now
+from lorasmith.schemas.uploads import DatasetStatus, Upload
+from lorasmith.services.data_files import OTHER_FORMATS, SUPPORTED, SUPPORTED_TEXT, inner_extension
+from lorasmith.services.data_import import import_dataset
+from lorasmith.services.data_progress import Progress
+from lorasmith.services.names import check_model_name
+from lorasmith.services.workbench import Workbench
+
+UPLOADS, STATE, DONE = "uploads", "upload.json", "imported.json"
+KEPT_FREE_BYTES = 100 * 1024**2  # for rows and logs, whatever is uploaded
+LONGEST_FILE_NAME = 255  # characters that are kept of what the sender calls it
+STALE_AFTER = timedelta(days=7)
+NAMES = threading.Lock()  # two uploads at once do not take one name
+
+
+def begin_upload(
+    workbench: Workbench, file_name: str, size_bytes: int | None, spec: DataImportSpec, description: str | None = None
+) -> Upload:
+    """An empty upload. Raises for a name that is taken, a kind of file that cannot be read, and a disk without room."""
+    shown = shown_name(file_name)
+    upload = Upload(
+        id=new_id("dataset"),
+        file_name=shown,
+        extension=known_extension(shown),
+        size_bytes=size_bytes,
+        description=description,
+        spec=spec,
+    )
+    if spec.tokenizer is not None:
+        check_model_name(workbench, spec.tokenizer)
+    check_room(workbench, size_bytes or 0)
+    with NAMES:
+        check_name_is_free(workbench, spec.name)
+        workbench.path(upload.folder).mkdir(parents=True)
+        save(workbench, upload)
+    workbench.path(upload.content).touch()
+    return upload
+
+
+def accept_file(
+    workbench: Workbench, file_name: str, spec: DataImportSpec, incoming: Path, description: str | None
+) -> Upload:
+    """A received file as an upload that waits for its import."""
+    upload = begin_upload(workbench, file_name, None, spec, description)
+    try:
+        incoming.replace(workbench.path(upload.content))
+        return finish_upload(workbench, upload)
+    except BaseException:
+        remove_upload(workbench, upload)
+        raise
+
+
+def shown_name(file_name: str) -> str:
+    """The last part of what the sender calls the file, without characters that change how a text is shown."""
+    name = file_name.replace("\\", "/").rpartition("/")[2]
+    name = "".join(character if character.isprintable() else "�" for character in name)
+    return name[-LONGEST_FILE_NAME:]  # its end has the extension
+
+
+def known_extension(file_name: str) -> str:
+    path = Path(file_name)
+    extension = inner_extension(path)
+    if extension not in SUPPORTED:
+        way_out = OTHER_FORMATS.get(extension, "convert it, or give it the extension of what it holds")
+        raise InvalidData(f"{file_name!r} has the extension {extension!r}, expected {SUPPORTED_TEXT}", hint=way_out)
+    return extension if path.suffix.lower() == extension else extension + path.suffix.lower()
+
+
+def check_room(workbench: Workbench, size_bytes: int) -> None:
+    free = shutil.disk_usage(existing_parent(workbench.home)).free
+    if size_bytes + KEPT_FREE_BYTES > free:
+        raise DiskFull(f"{size_bytes} bytes do not fit: {free / 1e6:.0f} MB are free", hint="free some space first")
+
+
+def check_name_is_free(workbench: Workbench, name: str, but: str | None = None) -> None:
+    """Raise `Conflict` where a dataset or an upload other than `but` has the name."""
+    stored = workbench.datasets.get(name)
+    others = [stored.id] if stored is not None else []
+    others += [upload.id for upload in list_uploads(workbench) if upload.spec.name == name]
+    taken = [other for other in others if other != but]
+    if taken:
+        raise Conflict(
+            f"there is already a dataset named {name!r}", hint=f"choose another name, or remove {taken[0]} first"
+        )
+
+
+def save(workbench: Workbench, upload: Upload) -> Upload:
+    upload.updated_at = now()
+    write_json(workbench.path(upload.folder) / STATE, upload.model_dump(mode="json"))
+    return upload
+
+
+def list_uploads(workbench: Workbench) -> list[Upload]:
+    """Those of which no dataset has come yet."""
+    found = sorted(workbench.path(UPLOADS).glob(f"dataset_*/{STATE}"))
+    return [Upload.model_validate(read_json(path)) for path in found]
+
+
+def all_uploads(workbench: Workbench) -> list[Upload]:
+    """Those that a dataset has come of, too."""
+    folders = workbench.path(UPLOADS).glob("dataset_*")
+    found = [find_upload(workbench, folder.name) for folder in sorted(folders)]
+    return [upload for upload in found if upload is not None]
+
+
+def find_upload(workbench: Workbench, upload_id: str) -> Upload | None:
+    if not upload_id.startswith("dataset_") or not upload_id.removeprefix("dataset_").isalnum():
+        return None
+    folder = workbench.path(UPLOADS) / upload_id
+    path = next((folder / name for name in (STATE, DONE) if (folder / name).is_file()), None)
+    return None if path is None else Upload.model_validate(read_json(path))
+
+
+def require_upload(workbench: Workbench, upload_id: str) -> Upload:
+    upload = find_upload(workbench, upload_id)
+    if upload is None:
+        raise NotFound(f"no upload {upload_id!r}", hint="POST /api/v1/finetune/uploads begins one")
+    return upload
+
+
+def received_bytes(workbench: Workbench, upload: Upload) -> int:
+    path = workbench.path(upload.content)
+    return path.stat().st_size if path.exists() else 0
+
+
+def cut_back(workbench: Workbench, upload: Upload, size_bytes: int) -> None:
+    """Forget what came behind that length."""
+    os.truncate(workbench.path(upload.content), size_bytes)
+
+
+def finish_upload(workbench: Workbench, upload: Upload, sha256: str | None = None) -> Upload:
+    """All bytes are there. Raises `Conflict` when they are not, `InvalidData` when they are others than announced."""
+    if upload.status is not DatasetStatus.UPLOADING:
+        raise Conflict(f"the upload {upload.id} is {upload.status} already")
+    received = received_bytes(workbench, upload)
+    if upload.size_bytes is not None and received != upload.size_bytes:
+        raise Conflict(
+            f"{received} of {upload.size_bytes} bytes are here", hint=f"send the rest from Upload-Offset {received} on"
+        )
+    if received == 0:
+        raise InvalidData(f"{upload.file_name!r} is empty, expected at least one row")
+    upload.sha256 = sha256_file(workbench.path(upload.content))
+    if sha256 is not None and sha256.lower() != upload.sha256:
+        raise InvalidData(
+            f"the bytes that came have sha256 {upload.sha256}, not {sha256}", hint="delete the upload and send it again"
+        )
+    upload.status = DatasetStatus.PROCESSING
+    return save(workbench, upload)
+
+
+def import_upload(workbench: Workbench, upload: Upload, is_stopping: Callable[[], bool]) -> Dataset | None:
+    """The dataset, or None where it could not be made, which `upload.problem` says.
+
+    Raises `Interrupted` when `is_stopping` became true; the same call goes on from there.
+    """
+    path = workbench.path(upload.content)
+
+    def report(progress: Progress) -> None:
+        if is_stopping():
+            raise KeyboardInterrupt  # what Ctrl-C does to `data import`: all that was read stays
+
+    try:
+        dataset = import_dataset(
+            workbench, path, upload.spec, report, dataset_id=upload.id, description=upload.description
+        )
+        if dataset.id != upload.id:
+            raise Conflict(f"there is already a dataset {upload.spec.name!r} of the same content: {dataset.id}")
+    except Interrupted:
+        raise
+    except LorasmithError as error:
+        text = error.message.replace(str(path), upload.file_name)
+        upload.problem = f"{text} ({error.hint})" if error.hint else text
+    except Exception:
+        upload.problem = "the import met an error that lorasmith does not know; the server's log has it"
+        raise
+    else:
+        upload.status = DatasetStatus.READY
+        save(workbench, upload)
+        state = workbench.path(upload.folder) / STATE
+        state.replace(state.with_name(DONE))  # lists do not read it any more
+        return dataset
+    finally:
+        if upload.problem is not None:
+            upload.status = DatasetStatus.ERROR
+            save(workbench, upload)
+            path.unlink(missing_ok=True)
+    return None
+
+
+def remove_stale_uploads(workbench: Workbench) -> None:
+    """Remove what has been begun and not gone on with for `STALE_AFTER`."""
+    for upload in list_uploads(workbench):
+        content = workbench.path(upload.content)
+        changed = datetime.fromtimestamp(content.stat().st_mtime, UTC) if content.exists() else upload.updated_at
+        if upload.status is DatasetStatus.UPLOADING and now() - changed > STALE_AFTER:
+            remove_upload(workbench, upload)
+
+
+def remove_upload(workbench: Workbench, upload: Upload) -> None:
+    """Raises `Conflict` while it is imported."""
+    if upload.status is DatasetStatus.PROCESSING:
+        raise Conflict(f"the dataset {upload.spec.name!r} is being imported", hint="wait until it is ready or an error")
+    shutil.rmtree(workbench.path(upload.folder), ignore_errors=True)

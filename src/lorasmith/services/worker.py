@@ -1,0 +1,212 @@
+"""A worker: takes queued jobs, follows their engines, starts crashed ones again, and adopts what others left running."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lorasmith.errors import LorasmithError, LostLease
+from lorasmith.files import folder_size_bytes
+from lorasmith.jobs.folder import EventReader, newest_checkpoint_name, note_kill, write_error
+from lorasmith.jobs.leases import LeaseKeeper, holder
+from lorasmith.jobs.processes import EngineProcess, engine_runs
+from lorasmith.schemas.jobs import KEEPS_ITS_WORK, Event, Job, JobError, JobKind, JobRequest, JobStatus
+from lorasmith.services.jobs import RESTARTS, begin, conclude, count_restart, watch_phase
+from lorasmith.services.workbench import Workbench
+from lorasmith.store.leases import Lease
+
+LOOK_S = 0.2  # between two looks at the engines' events and at the queue
+ADOPT_EVERY_S = 2.0
+DISK_EVERY_S = 30.0
+STORE_AGAIN_S = 10.0
+BACKOFF_S = (2.0, 10.0, 60.0)
+KILL_AFTER_S = 60.0  # an engine that was asked to cancel and has not ended
+ROOM_BYTES = 64_000_000  # what a job needs beside its next checkpoint to go on after a full disk
+
+log = logging.getLogger(__name__)
+
+Tell = Callable[[Job, str], None]
+
+
+@dataclass
+class Running:
+    """A job that this worker answers for."""
+
+    job: Job
+    lease: Lease
+    process: EngineProcess
+    reader: EventReader
+    looked_at: float = field(default_factory=time.monotonic)
+    asked_at: float | None = None
+    wait_until: float = 0.0
+
+
+class Worker:
+    """Runs jobs until it is told to stop. Its engines go on without it, and the next worker adopts them.
+
+    `cores` are what jobs on the CPU may use together. `tell` hears what becomes of each job.
+    """
+
+    def __init__(self, workbench: Workbench, cores: int, tell: Tell) -> None:
+        self.workbench, self.cores, self.tell = workbench, cores, tell
+        self.running: list[Running] = []
+        self.keeper = LeaseKeeper(workbench.jobs)
+        self.next_adoption = self.next_disk_look = 0.0
+
+    def run(self, stopped: Callable[[float], bool]) -> None:
+        """Work until `stopped(seconds)`, which waits that long, says so."""
+        with self.keeper:
+            while not stopped(LOOK_S):
+                try:
+                    self.look()
+                except LorasmithError as error:
+                    log.warning("%s", error.message)  # a busy database or a full disk; the next look tries again
+            for running in self.running:
+                self.workbench.jobs.release(running.lease)
+
+    def look(self) -> None:
+        for running in list(self.running):
+            try:
+                self.follow(running)
+            except LostLease as error:
+                self.leave(running, error.message)
+        now = time.monotonic()
+        if now >= self.next_adoption:
+            self.next_adoption = now + ADOPT_EVERY_S
+            self.adopt_all()
+        if now >= self.next_disk_look:
+            self.next_disk_look = now + DISK_EVERY_S
+            self.wake_for_room()
+        while (claimed := self.workbench.jobs.claim(holder(), self.cores)) is not None:
+            self.start(*claimed)
+
+    def follow(self, running: Running) -> None:
+        """Read what its engine says; when it has ended, store what came of it."""
+        if running.lease in self.keeper.lost:
+            raise LostLease(f"another process answers for {running.job.id} now")
+        if time.monotonic() < running.wait_until:
+            return
+        ended = not running.process.is_alive()
+        for event in running.reader.new_events():
+            watch_phase(self.workbench, running.job, running.lease, event, lambda event: self.hear(running, event))
+        if ended:
+            self.end(running)
+        elif time.monotonic() - running.looked_at >= ADOPT_EVERY_S:
+            running.looked_at = time.monotonic()
+            self.insist(running)
+
+    def hear(self, running: Running, event: Event) -> None:
+        if event.type == "warning":
+            self.tell(running.job, event.data["text"])
+
+    def insist(self, running: Running) -> None:
+        """End an engine that does not read requests, or that has not obeyed a cancellation."""
+        job = self.workbench.jobs.require(running.job.id)
+        if job.request is not JobRequest.CANCEL:
+            return
+        if running.asked_at is None:
+            running.asked_at = time.monotonic()
+            if job.kind not in KEEPS_ITS_WORK:
+                running.process.signal(signal.SIGTERM)
+        elif time.monotonic() - running.asked_at > KILL_AFTER_S:
+            running.process.kill()
+
+    def start(self, job: Job, lease: Lease) -> None:
+        try:
+            process = begin(self.workbench, job, lease)
+        except (LorasmithError, OSError) as error:
+            write_error(
+                self.workbench.path(job.folder), JobError(reason_code="crashed", message=f"it did not start: {error}")
+            )
+            self.conclude(job, lease)
+            return
+        reader = EventReader(self.workbench.path(job.folder), from_now=True)
+        self.running.append(Running(job, lease, process, reader))
+        self.keeper.add(lease)
+        self.tell(job, f"started as process {process.pid}")
+
+    def adopt_all(self) -> None:
+        for abandoned in self.workbench.jobs.abandoned():
+            taken = self.workbench.jobs.adopt(holder(), abandoned.id)
+            if taken is not None:
+                self.adopt(*taken)
+
+    def adopt(self, job: Job, lease: Lease) -> None:
+        """Go on with a job whose holder is gone: follow its engine, or store what it left."""
+        folder = self.workbench.path(job.folder)
+        process = EngineProcess(folder, job.pid or 0, job.process_started, None)
+        running = Running(job, lease, process, EventReader(folder, from_now=True))
+        self.keeper.add(lease)
+        self.running.append(running)
+        if engine_runs(folder):
+            self.tell(job, f"adopted, process {job.pid}")
+        else:
+            self.end(running)
+
+    def end(self, running: Running) -> None:
+        if running.process.returncode == -signal.SIGKILL and running.job.kind is JobKind.TRAINING:
+            note_kill(self.workbench.path(running.job.folder))
+        try:
+            self.conclude(running.job, running.lease)
+        except LostLease:
+            raise
+        except LorasmithError as error:  # a full disk, a busy database: what the engine made stays in its folder
+            log.warning("what came of %s could not be stored yet: %s", running.job.id, error.message)
+            running.wait_until = time.monotonic() + STORE_AGAIN_S
+            return
+        self.running.remove(running)
+        self.keeper.drop(running.lease)
+
+    def conclude(self, job: Job, lease: Lease) -> None:
+        """Store what came of it; a crashed job that may go on waits in the queue, each time longer."""
+        concluded = conclude(self.workbench, job, lease)
+        wait_s = 0.0
+        if concluded.status is JobStatus.INTERRUPTED and concluded.reason_code == "crashed" and concluded.auto_resume:
+            concluded, wait_s = self.try_again(concluded, lease)
+        self.workbench.jobs.release(lease, after_s=wait_s)
+        reason = f": {concluded.reason}" if concluded.reason else ""
+        self.tell(concluded, f"{concluded.status}{reason}")
+
+    def try_again(self, job: Job, lease: Lease) -> tuple[Job, float]:
+        if not count_restart(self.workbench, job, lease):
+            reached = newest_checkpoint_name(self.workbench.path(job.folder)) or "the start"
+            reason = f"the engine process has ended without a word {RESTARTS + 1} times at {reached}"
+            return self.workbench.jobs.change(job.id, lambda stored: fail(stored, reason), lease=lease), 0.0
+        again = self.workbench.jobs.change(job.id, queue, lease=lease)
+        return again, BACKOFF_S[min(again.tries, len(BACKOFF_S)) - 1]
+
+    def leave(self, running: Running, why: str) -> None:
+        self.running.remove(running)
+        self.keeper.drop(running.lease)
+        self.tell(running.job, why)
+
+    def wake_for_room(self) -> None:
+        """Queue jobs again that a full disk has paused, where there is room for their next checkpoint now."""
+        free = shutil.disk_usage(self.workbench.home).free
+        for job in self.workbench.jobs.newest(limit=100, statuses={JobStatus.PAUSED}):
+            checkpoint = (
+                self.workbench.path(job.folder)
+                / "checkpoints"
+                / newest_checkpoint_name(self.workbench.path(job.folder))
+            )
+            if job.reason_code == "disk_full" and free > 2 * folder_size_bytes(checkpoint) + ROOM_BYTES:
+                self.workbench.jobs.change(job.id, queue_if_paused)
+                self.tell(job, "goes on, there is room on the disk")
+
+
+def queue(job: Job) -> None:
+    job.status, job.completed_at = JobStatus.QUEUED, None
+
+
+def queue_if_paused(job: Job) -> None:
+    if job.status is JobStatus.PAUSED and job.reason_code == "disk_full":
+        queue(job)
+        job.reason = job.reason_code = None
+
+
+def fail(job: Job, reason: str) -> None:
+    job.status, job.reason = JobStatus.FAILED, reason

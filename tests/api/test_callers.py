@@ -1,0 +1,199 @@
+"""Who may call what. The matrix comes from the OpenAPI document, so that a new route is in it from its first day."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from lorasmith.api.credentials import CHANGE_HEADER, SESSION_COOKIE
+from lorasmith.api.security import PUBLIC
+from lorasmith.services.access import rotate_token
+from tests.api.conftest import BASE, PASSWORD, V1
+
+TOKEN = object()  # stands for the right one
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+SITE = {"Authorization": TOKEN}
+BAD_CALLERS: dict[str, tuple[int, dict[str, Any]]] = {
+    "no token": (401, {}),
+    "wrong token": (401, {"Authorization": "Bearer lorasmith_wrong"}),
+    "empty token": (401, {"Authorization": "Bearer "}),
+    "the token as basic": (401, {"Authorization": "Basic dXNlcjpwYXNz"}),
+    "the token in X-Api-Key": (401, {"X-Api-Key": TOKEN}),
+    "the token as a cookie": (401, {"Cookie": TOKEN}),
+    "an evil host": (403, {**SITE, "Host": "evil.example"}),
+    "a host that begins like ours": (403, {**SITE, "Host": "127.0.0.1.evil.example"}),
+    "a host with a user": (403, {**SITE, "Host": "127.0.0.1@evil.example"}),
+    "an empty host": (403, {**SITE, "Host": ""}),
+    "an evil origin": (403, {**SITE, "Origin": "https://evil.example"}),
+    "an origin that begins like ours": (403, {**SITE, "Origin": "http://127.0.0.1:8420.evil.example"}),
+    "our address on another port": (403, {**SITE, "Origin": "http://127.0.0.1:9999"}),
+    "the origin null": (403, {**SITE, "Origin": "null"}),
+    "an empty origin": (403, {**SITE, "Origin": ""}),
+    "a page of another site": (403, {**SITE, "Sec-Fetch-Site": "cross-site"}),
+    "a page of a sister site": (403, {**SITE, "Sec-Fetch-Site": "same-site"}),
+}
+
+
+def operations(app: FastAPI) -> Iterator[tuple[str, str]]:
+    for path in app.openapi()["paths"]:
+        for method in METHODS:
+            yield method, path.replace("{", "").replace("}", "")
+
+
+def with_token(headers: dict[str, Any], app: FastAPI) -> dict[str, str]:
+    token = app.state.credentials.token.value
+    forms = {"Authorization": f"Bearer {token}", "Cookie": f"{SESSION_COOKIE}={token}; token={token}"}
+    return {name: forms.get(name, token) if value is TOKEN else value for name, value in headers.items()}
+
+
+@pytest.mark.parametrize("who", BAD_CALLERS)
+def test_every_route_refuses(who: str, app: FastAPI, stranger: TestClient) -> None:
+    app.state.door_attempts.most = 10**9  # that there are many is tested below
+    status, headers = BAD_CALLERS[who]
+    for method, path in [
+        *operations(app),
+        ("GET", "/"),
+        ("GET", "/nowhere"),
+        ("GET", "/healthz/"),
+        ("POST", "//healthz"),
+    ]:
+        if status == 401 and (method, path) in PUBLIC:
+            continue
+        answer = stranger.request(method, path, headers=with_token(headers, app))
+        assert answer.status_code == status, f"{who}: {method} {path} answered {answer.status_code}"
+        assert "lorasmith_wrong" not in answer.text
+
+
+def test_a_token_in_the_query_is_none(app: FastAPI, stranger: TestClient) -> None:
+    token = app.state.credentials.token.value
+    for method, path in operations(app):
+        if (method, path) not in PUBLIC:
+            answer = stranger.request(method, path, params={"token": token, "access_token": token, "api_key": token})
+            assert answer.status_code == 401, f"{method} {path}"
+
+
+def test_two_authorization_headers_are_none(app: FastAPI, stranger: TestClient) -> None:
+    good = f"Bearer {app.state.credentials.token.value}"
+    answer = stranger.get(f"{V1}/datasets", headers=[("Authorization", good), ("Authorization", "Bearer x")])
+    assert answer.status_code == 401
+
+
+def test_exactly_these_need_no_token(stranger: TestClient, app: FastAPI) -> None:
+    open_to_all = {
+        (method, path) for method, path in operations(app) if stranger.request(method, path).status_code != 401
+    }
+    open_to_all |= {("POST", "/api/v1/login")}
+    assert open_to_all == {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/v1/login")} == PUBLIC
+    assert stranger.get("/healthz").json() == {"status": "ok"}
+    assert stranger.get("/readyz").json() == {"status": "ready", "checks": {"database": "ok", "disk": "ok"}}
+
+
+def test_what_the_document_calls_public_is_what_the_door_lets_through(app: FastAPI) -> None:
+    document = app.openapi()
+    described = {
+        (method.upper(), path)
+        for path, found in document["paths"].items()
+        for method, operation in found.items()
+        if operation.get("security") == []
+    }
+    assert described == PUBLIC
+
+
+@pytest.mark.parametrize("headers", [{}, {"Origin": "https://evil.example"}, {"Host": "evil.example"}])
+def test_a_web_socket_is_refused_before_its_upgrade(
+    headers: dict[str, str], app: FastAPI, stranger: TestClient
+) -> None:
+    if headers:
+        headers = {**headers, "Authorization": f"Bearer {app.state.credentials.token.value}"}
+    with pytest.raises(WebSocketDisconnect) as refused, stranger.websocket_connect("/anything", headers=headers):
+        pass
+    assert refused.value.code == 1008
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:1", "localhost:8420", "LOCALHOST", "[::1]:8420"])
+def test_the_host_may_have_any_port(host: str, client: TestClient) -> None:
+    assert client.get(f"{V1}/datasets", headers={"Host": host}).status_code == 200
+
+
+def test_our_own_page_may_call(client: TestClient) -> None:
+    own = {"Origin": BASE, "Sec-Fetch-Site": "same-origin"}
+    assert client.get(f"{V1}/datasets", headers=own).status_code == 200
+
+
+def log_in(client: TestClient, word: str) -> Any:
+    return client.post("/api/v1/login", json={"password": word})
+
+
+def test_a_login_reads_with_its_cookie_and_changes_with_the_header(app: FastAPI, stranger: TestClient) -> None:
+    answer = log_in(stranger, PASSWORD)
+    assert answer.status_code == 200
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert stranger.get("/api/v1/session").json() == {"authenticated_by": "session"}
+    assert stranger.post("/api/v1/logout").status_code == 401, "a form of another page cannot send the header"
+    assert stranger.get(f"{V1}/datasets", headers={"Authorization": "Bearer x"}).status_code == 401
+    held = dict(stranger.cookies)
+    assert stranger.post("/api/v1/logout", headers={CHANGE_HEADER: "1"}).status_code == 204
+    stranger.cookies.update(held)
+    assert stranger.get("/api/v1/session").status_code == 401
+
+
+def test_the_token_logs_in_too(app: FastAPI, stranger: TestClient) -> None:
+    assert log_in(stranger, app.state.credentials.token.value).status_code == 200
+
+
+def test_a_session_ends_after_its_time(app: FastAPI, stranger: TestClient) -> None:
+    log_in(stranger, PASSWORD)
+    app.state.credentials.sessions.clock = lambda: 10**12
+    assert stranger.get("/api/v1/session").status_code == 401
+
+
+def test_guessing_the_password_ends_with_a_wait_even_for_the_right_one(app: FastAPI, stranger: TestClient) -> None:
+    answers = [log_in(stranger, "wrong").status_code for _ in range(10)]
+    assert answers == [401] * 10
+    waiting = log_in(stranger, PASSWORD)
+    assert waiting.status_code == 429
+    assert waiting.json()["code"] == "too_many_attempts"
+    assert 0 < int(waiting.headers["retry-after"]) <= 301
+    clock = app.state.logins.clock
+    app.state.logins.clock = lambda: clock() + 301
+    assert log_in(stranger, PASSWORD).status_code == 200
+
+
+def test_guessing_a_token_is_limited_and_the_right_one_still_works(app: FastAPI, stranger: TestClient) -> None:
+    statuses = [stranger.get(f"{V1}/datasets", headers={"Authorization": "Bearer x"}).status_code for _ in range(25)]
+    assert statuses == [401] * 20 + [429] * 5
+    good = {"Authorization": f"Bearer {app.state.credentials.token.value}"}
+    assert stranger.get(f"{V1}/datasets", headers=good).status_code == 200
+
+
+def test_a_new_token_ends_the_old_one_at_once(app: FastAPI, client: TestClient) -> None:
+    new = rotate_token(app.state.workbench.home)
+    assert client.get(f"{V1}/datasets").status_code == 401
+    assert client.get(f"{V1}/datasets", headers={"Authorization": f"Bearer {new}"}).status_code == 200
+
+
+def test_every_answer_carries_the_headers_for_browsers(app: FastAPI, client: TestClient) -> None:
+    for path in ("/healthz", "/nowhere", f"{V1}/datasets"):
+        headers = client.get(path).headers
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in headers
+
+
+def test_a_body_over_the_limit_is_refused_announced_or_not(client: TestClient) -> None:
+    announced = client.put(f"{V1}/datasets/x", content=b"x" * 100_001, headers={"Content-Type": "application/json"})
+    assert announced.status_code == 413
+    assert announced.json()["detail"] == "the body has 100001 bytes, and this takes at most 100000"
+    chunked = client.put(
+        f"{V1}/datasets/x", content=(b"x" * 1000 for _ in range(101)), headers={"Content-Type": "application/json"}
+    )
+    assert chunked.status_code == 413
+    assert chunked.json()["code"] == "too_large"

@@ -1,0 +1,164 @@
+"""Workers, as processes of their own, with real engines: queue, kill, adopt, go on, cancel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lorasmith.errors import Conflict
+from lorasmith.files import read_json
+from lorasmith.jobs.folder import newest_checkpoint_name
+from lorasmith.jobs.processes import engine_runs, start_engine
+from lorasmith.schemas.jobs import ACTIVE, Job, JobRequest, JobStatus
+from lorasmith.schemas.training import TrainingSpec
+from lorasmith.services.jobs import ask, queue_again
+from lorasmith.services.training import start_training
+from lorasmith.services.workbench import Workbench
+
+Queues = Callable[..., Job]
+
+
+@pytest.fixture
+def queued(workbench: Workbench, tmp_path: Path) -> Queues:
+    """Queue a training run; `epochs` says how long it takes (a step is a tenth of a second or so)."""
+    file = tmp_path / "rows.csv"
+    lines = [f"{n}?,{' '.join(str(n + more) for more in range(60))}\n" for n in range(10)]
+    file.write_text("input,output\n" + "".join(lines), encoding="utf-8")
+
+    def make(name: str, epochs: int = 1, **facts: object) -> Job:
+        settings = {"precision": "fp32", "memory": "lean", "batch_size": 4, "gradient_accumulation_steps": 1}
+        settings |= {"num_epochs": epochs, "log_every": 1, "save_every": 2}
+        spec = {"model": "starter", "data": str(file), "name": name, "lora": {"rank": 4}, "training": settings}
+        return start_training(workbench, TrainingSpec.model_validate(spec), **facts)
+
+    return make
+
+
+@pytest.fixture
+def worker(workbench: Workbench) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Start a worker of the home; what it leaves running is killed at the end of the test."""
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "lorasmith", "--home", str(workbench.home), "worker"]
+        workers.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        return workers[-1]
+
+    yield start
+    for process in workers:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+    for job in workbench.jobs.list():
+        if job.pid and engine_runs(workbench.path(job.folder)):
+            os.kill(job.pid, signal.SIGKILL)
+
+
+def until(workbench: Workbench, job: Job, reached: Callable[[Job], bool], seconds: float = 120) -> Job:
+    deadline = time.monotonic() + seconds
+    while not reached(found := workbench.jobs.require(job.id)):
+        assert time.monotonic() < deadline, f"{found.status}: {found.reason}"
+        time.sleep(0.1)
+    return found
+
+
+def has(*statuses: JobStatus) -> Callable[[Job], bool]:
+    return lambda job: job.status in statuses
+
+
+def saved(workbench: Workbench) -> Callable[[Job], bool]:
+    """Whether a job runs and has a checkpoint."""
+    return lambda job: job.pid is not None and bool(newest_checkpoint_name(workbench.path(job.folder)))
+
+
+def starts(workbench: Workbench, job: Job) -> int:
+    return (workbench.path(job.folder) / "events.jsonl").read_text(encoding="utf-8").count('"type": "started"')
+
+
+@pytest.mark.slow
+def test_queued_jobs_run_by_priority_and_leave_their_adapters(
+    workbench: Workbench, queued: Queues, worker: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    first, second = queued("later"), queued("sooner", priority=1)
+    cancelled = ask(workbench, queued("never"), JobRequest.CANCEL)
+    worker()
+    ends = [until(workbench, job, has(JobStatus.COMPLETED)) for job in (second, first)]
+    assert [end.completed_at is not None for end in ends] == [True, True]
+    assert ends[0].completed_at < ends[1].started_at  # type: ignore[operator]
+    assert workbench.adapters.names() == {"later", "sooner"}
+    never = workbench.jobs.require(cancelled.id)
+    assert (never.status, never.started_at) == (JobStatus.CANCELLED, None)
+
+
+def test_an_engine_outlives_its_worker_and_the_next_one_adopts_it(
+    workbench: Workbench, queued: Queues, worker: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    job, first = queued("adopted", epochs=12), worker()
+    running = until(workbench, job, saved(workbench))
+    first.kill()
+    first.wait()
+    with pytest.raises(Conflict, match="an engine process runs in .* already"):
+        start_engine(workbench.path(job.folder))
+    worker()
+    ended = until(workbench, job, has(JobStatus.COMPLETED))
+    assert starts(workbench, job) == 1, "one engine from its start to its end"
+    assert (running.started_at, ended.tries) == (ended.started_at, 0)
+    assert workbench.adapters.names() == {"adopted"}
+
+
+def test_a_killed_engine_is_started_again_from_its_checkpoint_and_paused_and_resumed(
+    workbench: Workbench, queued: Queues, worker: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    job = queued("killed", epochs=40)
+    worker()
+    running = until(workbench, job, saved(workbench))
+    assert running.pid is not None
+    os.kill(running.pid, signal.SIGKILL)
+    again = until(workbench, job, lambda job: job.pid not in (None, running.pid))
+    assert again.tries == 1
+    until(workbench, job, has(JobStatus.TRAINING))
+    assert read_json(workbench.path(job.folder) / "machine.json")["micro_batch"] < 4096, "it computes less at once"
+    ask(workbench, job, JobRequest.PAUSE)
+    paused = until(workbench, job, has(JobStatus.PAUSED))
+    assert (paused.pid, paused.request, paused.reason_code) == (None, None, "paused")
+    queue_again(workbench, paused)
+    until(workbench, job, has(JobStatus.TRAINING))
+    ask(workbench, job, JobRequest.CANCEL)
+    assert until(workbench, job, has(JobStatus.CANCELLED)).reason_code == "cancelled"
+
+
+@pytest.mark.slow
+def test_a_worker_that_slept_through_its_lease_changes_nothing(
+    workbench: Workbench, queued: Queues, worker: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    job, sleeper = queued("taken", epochs=25), worker()
+    until(workbench, job, saved(workbench))
+    sleeper.send_signal(signal.SIGSTOP)
+    worker()
+    until(workbench, job, lambda job: workbench.jobs.lease_of(job.id)[0] == 2)
+    sleeper.send_signal(signal.SIGCONT)
+    ended = until(workbench, job, has(JobStatus.COMPLETED))
+    assert (starts(workbench, job), ended.tries) == (1, 0)
+    assert len(workbench.adapters.list()) == 1
+    assert sleeper.poll() is None, "it goes on with other jobs"
+
+
+def test_what_cannot_be_asked_is_said(workbench: Workbench, queued: Queues) -> None:
+    job = queued("asked")
+    with pytest.raises(Conflict, match=f"{job.id} is queued, so it cannot checkpoint"):
+        ask(workbench, job, JobRequest.CHECKPOINT)
+    with pytest.raises(Conflict, match=f"{job.id} is queued already"):
+        queue_again(workbench, job)
+    assert ask(workbench, job, JobRequest.PAUSE).status is JobStatus.PAUSED
+    assert ask(workbench, job, JobRequest.PAUSE).status is JobStatus.PAUSED
+    assert queue_again(workbench, job).status is JobStatus.QUEUED
+    for _ in range(2):
+        assert ask(workbench, job, JobRequest.CANCEL).status is JobStatus.CANCELLED
+    assert not ACTIVE & {row.status for row in workbench.jobs.list()}
