@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
@@ -51,30 +53,38 @@ def with_token(headers: dict[str, Any], app: FastAPI) -> dict[str, str]:
     return {name: forms.get(name, token) if value is TOKEN else value for name, value in headers.items()}
 
 
+def ask_all(app: FastAPI, requests: list[tuple[str, str, dict[str, Any]]]) -> list[httpx.Response]:
+    """All requests over one connection to the application, without a thread for each."""
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+            return [await client.request(method, path, **more) for method, path, more in requests]
+
+    return asyncio.run(ask())
+
+
 @pytest.mark.parametrize("who", BAD_CALLERS)
-def test_every_route_refuses(who: str, app: FastAPI, stranger: TestClient) -> None:
+def test_every_route_refuses(who: str, app: FastAPI) -> None:
     app.state.door_attempts.most = 10**9  # that there are many is tested below
     status, headers = BAD_CALLERS[who]
-    for method, path in [
-        *operations(app),
-        ("GET", "/"),
-        ("GET", "/nowhere"),
-        ("GET", "/healthz/"),
-        ("POST", "//healthz"),
-    ]:
-        if status == 401 and (method, path) in PUBLIC:
-            continue
-        answer = stranger.request(method, path, headers=with_token(headers, app))
-        assert answer.status_code == status, f"{who}: {method} {path} answered {answer.status_code}"
-        assert "lorasmith_wrong" not in answer.text
+    beside = [("GET", "/"), ("GET", "/nowhere"), ("GET", "/healthz/"), ("POST", "//healthz")]
+    asked = [one for one in [*operations(app), *beside] if status != 401 or one not in PUBLIC]
+    sent = with_token(headers, app)
+    answers = ask_all(app, [(method, path, {"headers": sent}) for method, path in asked])
+    wrong = [
+        (*one, answer.status_code) for one, answer in zip(asked, answers, strict=True) if answer.status_code != status
+    ]
+    assert wrong == []
+    assert not any("lorasmith_wrong" in answer.text for answer in answers)
 
 
-def test_a_token_in_the_query_is_none(app: FastAPI, stranger: TestClient) -> None:
+def test_a_token_in_the_query_is_none(app: FastAPI) -> None:
     token = app.state.credentials.token.value
-    for method, path in operations(app):
-        if (method, path) not in PUBLIC:
-            answer = stranger.request(method, path, params={"token": token, "access_token": token, "api_key": token})
-            assert answer.status_code == 401, f"{method} {path}"
+    query = {"params": {"token": token, "access_token": token, "api_key": token}}
+    asked = [one for one in operations(app) if one not in PUBLIC]
+    answers = ask_all(app, [(method, path, query) for method, path in asked])
+    assert [one for one, answer in zip(asked, answers, strict=True) if answer.status_code != 401] == []
 
 
 def test_two_authorization_headers_are_none(app: FastAPI, stranger: TestClient) -> None:
@@ -84,10 +94,9 @@ def test_two_authorization_headers_are_none(app: FastAPI, stranger: TestClient) 
 
 
 def test_exactly_these_need_no_token(stranger: TestClient, app: FastAPI) -> None:
-    open_to_all = {
-        (method, path) for method, path in operations(app) if stranger.request(method, path).status_code != 401
-    }
-    open_to_all |= {("POST", "/api/v1/login")}
+    asked = list(operations(app))
+    answers = ask_all(app, [(method, path, {}) for method, path in asked])
+    open_to_all = {one for one, answer in zip(asked, answers, strict=True) if answer.status_code != 401}
     assert open_to_all == {("GET", "/healthz"), ("GET", "/readyz"), ("POST", "/api/v1/login")} == PUBLIC
     assert stranger.get("/healthz").json() == {"status": "ok"}
     assert stranger.get("/readyz").json() == {"status": "ready", "checks": {"database": "ok", "disk": "ok"}}

@@ -64,6 +64,9 @@ def whole(app: FastAPI) -> dict[str, Any]:
     openai_body = OpenAIErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(openai_body.pop("$defs"))
     schemas["OpenAIErrorBody"] = openai_body
+    found["components"]["responses"] = {
+        response_name(status, path): explained(status, path) for status in EXPLAINED for path in ("/", OPENAI_PREFIX)
+    }
     found["components"]["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer"},
         "session": {"type": "apiKey", "in": "cookie", "name": "lorasmith_session"},
@@ -86,21 +89,26 @@ def complete(path: str, method: str, operation: dict[str, Any]) -> None:
     parameters = {parameter["name"] for parameter in operation.get("parameters", [])}
     if public and has_body:
         statuses |= {401, 429}
-    if "{" in path:
+    names_others = has_body and method == "post" and not public
+    if "{" in path or names_others or (path.startswith(OPENAI_PREFIX) and parameters):
         statuses.add(404)
     if has_body or parameters:
         statuses.add(400 if path.startswith(OPENAI_PREFIX) else 422)
     if has_body:
-        statuses.add(413)
+        statuses |= {400, 413}
     if method in ("put", "post", "patch", "delete") and not public:
         statuses |= {409, 507}
     if "if-match" in parameters:
         statuses |= {412, 428} if method == "put" else {412}
     for status in sorted(statuses):
-        operation["responses"][str(status)] = explained(status, path)
+        operation["responses"][str(status)] = {"$ref": f"#/components/responses/{response_name(status, path)}"}
     if path.startswith(OPENAI_PREFIX):
         operation["responses"].pop("422", None)  # FastAPI's own; theirs is 400
     operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def response_name(status: int, path: str) -> str:
+    return f"OpenAI{status}" if path.startswith(OPENAI_PREFIX) else f"Problem{status}"
 
 
 def explained(status: int, path: str) -> dict[str, Any]:
