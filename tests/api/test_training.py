@@ -207,7 +207,9 @@ def test_a_stream_replays_follows_and_ends_with_the_job(
 ) -> None:
     folder = workbench.path(running.folder)
     events = streamed(client, url, f"{V1}/jobs/{running.id}/metrics", last_id="38")
-    assert json.loads(next(events)["data"])["status"] == "training"
+    first = next(events)
+    assert first["event"] == "status", first
+    assert json.loads(first["data"])["status"] == "training"
     assert [next(events)["id"] for _ in range(2)] == ["39", "40"]
     write_steps(folder, 41, 42)
     assert [next(events)["id"] for _ in range(2)] == ["41", "42"]

@@ -55,7 +55,7 @@ async def job_events(
         seq, told = after, None
         while True:
             changed, goes_on = feeds.changed, feed.goes_on
-            if feed.job.status is not told:
+            if goes_on and feed.job.status is not told:
                 told = feed.job.status
                 yield status_event(feeds, feed.job)
             events = await feed.since(seq)
@@ -64,6 +64,7 @@ async def job_events(
                 if types is None or event.type in types:
                     yield sent(event, str(seq))
             if not events and not goes_on:
+                yield status_event(feeds, feed.job)  # behind the last event
                 yield {"event": "end", "data": "{}"}
                 return
             if not events and not await wait(feeds, changed, still_allowed):
