@@ -31,7 +31,7 @@ from lorasmith.files import disk_errors, sha256_bytes, sha256_file
 from lorasmith.schemas.data import Example
 
 CHUNK_ROWS = 256
-CHUNK_BYTES = 1 << 20  # of lines, so that long rows do not fill the memory
+CHUNK_BYTES = 1 << 18  # of lines: with few chunks, rendering and tokenising would not overlap
 CHUNKS_AHEAD = 2
 KEPT_STORES = 4  # of a file of examples, the last used; each takes about as many bytes as the file
 REPORT_EVERY_S = 1.0
