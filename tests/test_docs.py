@@ -1,7 +1,8 @@
 """Pages are programs: each command and snippet runs in the order of its page, each link leads somewhere.
 
 In a page, `<!-- not run: reason -->` above a block leaves it out, `<!-- exits with N -->` expects that status, and
-`<!-- home: headers -->` starts the page in a home that holds the adapter `headers`. A `text` block directly below a
+`<!-- home: headers -->` starts the page in a home that holds the adapter `headers`, and `<!-- teacher: stub -->` with a
+server that answers at `$TEACHER`. A `text` block directly below a
 `bash` block is what it prints (stderr where it fails); `…` in it stands for anything.
 """
 
@@ -21,6 +22,7 @@ import pytest
 import yaml
 
 from lorasmith.services.training import build_spec
+from tests.teacher_stub import Stub, serving
 from tools.write_reference import REFERENCE, pages
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +97,12 @@ def home_with_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.fixture
+def teacher() -> Iterator[Stub]:
+    with serving(Stub()) as stub:
+        yield stub
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if executed(page)], ids=page_id)
 def test_every_block_of_a_page_runs(
     page: Path, commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
@@ -109,6 +117,8 @@ def test_every_block_of_a_page_runs(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("OMP_NUM_THREADS", ONE_THREAD["OMP_NUM_THREADS"])
     monkeypatch.chdir(folder)
+    if "<!-- teacher: stub -->" in page.read_text(encoding="utf-8"):
+        monkeypatch.setenv("TEACHER", request.getfixturevalue("teacher").url)
     namespace: dict[str, object] = {"__name__": "__docs__"}
     for block in executed(page):
         where = f"{page_id(page)}:{block.line}"

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from lorasmith.errors import Conflict, DiskFull, InvalidData
-from lorasmith.files import new_id, staged_folder, verify_manifest, write_bytes, write_text
+from lorasmith.files import (
+    append_lines,
+    cut_torn_line,
+    new_id,
+    staged_folder,
+    verify_manifest,
+    write_bytes,
+    write_text,
+)
 
 
 def test_a_staged_folder_appears_whole_with_a_manifest(tmp_path: Path) -> None:
@@ -68,3 +76,16 @@ def test_a_folder_that_does_not_fit_leaves_nothing(small_disk: Path) -> None:
     with pytest.raises(DiskFull), staged_folder(small_disk / "adapter") as folder:
         (folder / "weights").write_bytes(b"x" * 2_000_000)
     assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"half', b"x" * 200_000])
+def test_a_line_is_added_after_whole_lines_alone(tmp_path: Path, torn: bytes) -> None:
+    """What a crash has torn is cut off, also where it is longer than a block."""
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"one\ntwo\n" + torn)
+    append_lines(path, ["three", "vier ü"])
+    assert path.read_text(encoding="utf-8") == "one\ntwo\nthree\nvier ü\n"
+    path.write_bytes(torn)
+    cut_torn_line(path)
+    assert path.read_bytes() == b""
+    cut_torn_line(tmp_path / "missing")

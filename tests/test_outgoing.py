@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 
-import httpx2
+import httpx
 import pytest
 
 from lorasmith.errors import InvalidSpec
@@ -226,7 +226,7 @@ def test_tls_asks_for_the_name_though_the_connection_goes_to_an_address(tmp_path
 
     try:
         assert status("teacher.test") == 200
-        with pytest.raises(httpx2.ConnectError, match="not valid for 'other.test'"):
+        with pytest.raises(httpx.ConnectError, match="not valid for 'other.test'"):
             status("other.test")
     finally:
         server.shutdown()

@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Literal
 from urllib.parse import urlsplit
 
-import httpx2
+import httpx
 
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.teachers import Reach
@@ -165,7 +165,7 @@ async def resolve_host(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-class CheckedTransport(httpx2.AsyncBaseTransport):
+class CheckedTransport(httpx.AsyncBaseTransport):
     """Carries requests to one endpoint, over connections to addresses of its host that were checked.
 
     The name is resolved once, and again after no address could be connected to. TLS still asks for the name.
@@ -184,35 +184,35 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         self.reach = reach
         self.resolve = resolve
         self.addresses: list[str] = []
-        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         verify = tls or endpoint.scheme == "https"  # reading the certificates takes 0.3 s, which http does without
-        self.inner = httpx2.AsyncHTTPTransport(trust_env=False, limits=limits, verify=verify)
+        self.inner = httpx.AsyncHTTPTransport(trust_env=False, limits=limits, verify=verify)
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
         asked = (url.scheme, url.host, url.port or DEFAULT_PORTS.get(url.scheme))
         if asked != (self.endpoint.scheme, self.endpoint.host, self.endpoint.port):
             raise InvalidSpec(f"a request for {url.host} is not one for the endpoint {self.endpoint.host}")
         addresses = self.addresses or await self.checked_addresses(request)
         request.extensions = {**request.extensions, "sni_hostname": self.endpoint.host}
-        failure: httpx2.TransportError | None = None
+        failure: httpx.TransportError | None = None
         for address in addresses:
             request.url = url.copy_with(host=address)
             try:
                 response = await self.inner.handle_async_request(request)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure = error
                 continue
             self.addresses = [address, *(other for other in addresses if other != address)]
             return response
         self.addresses = []
-        raise failure or httpx2.ConnectError(f"{self.endpoint.host} has no address", request=request)
+        raise failure or httpx.ConnectError(f"{self.endpoint.host} has no address", request=request)
 
-    async def checked_addresses(self, request: httpx2.Request) -> list[str]:
+    async def checked_addresses(self, request: httpx.Request) -> list[str]:
         try:
             addresses = await self.resolve(self.endpoint.host, self.endpoint.port)
         except OSError as error:
-            raise httpx2.ConnectError(f"{self.endpoint.host} has no address: {error}", request=request) from error
+            raise httpx.ConnectError(f"{self.endpoint.host} has no address: {error}", request=request) from error
         check_addresses(self.endpoint, addresses, self.reach)
         return addresses
 
@@ -220,6 +220,6 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         await self.inner.aclose()
 
 
-def outgoing_client(transport: CheckedTransport, *, timeout_s: float) -> httpx2.AsyncClient:
+def outgoing_client(transport: CheckedTransport, *, timeout_s: float) -> httpx.AsyncClient:
     """A client that follows no redirect and takes nothing from the environment."""
-    return httpx2.AsyncClient(transport=transport, timeout=timeout_s, trust_env=False, follow_redirects=False)
+    return httpx.AsyncClient(transport=transport, timeout=timeout_s, trust_env=False, follow_redirects=False)

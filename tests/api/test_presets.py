@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from starlette.testclient import TestClient
 
-from lorasmith.schemas.training import PRESETS
+from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.services.training import build_spec
 from lorasmith.services.workbench import Workbench
 from tests.api.conftest import V1

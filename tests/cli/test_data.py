@@ -257,3 +257,24 @@ def test_validate_speaks_json_also_where_it_fails(home: Path, tmp_path: Path) ->
 )
 def test_wrong_options_of_a_validation_are_refused(home: Path, option: list[str], message: str) -> None:
     assert error_of(home, "validate", SUPPORT, *option).message.startswith(message)
+
+
+def test_prepare_takes_several_domains(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "domains"
+    folder.mkdir()
+    for name in ("financial", "legal"):
+        lines = (f'{{"input": "{name} question {n}", "output": "answer {n}"}}\n' for n in range(40))
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    arguments = ["prepare", str(folder), "--output", str(tmp_path / "out"), "--domains", "financial, legal"]
+    result = run(home, *arguments, "--max-samples", "20", "--near-duplicates", "0.8", "--json")
+    prepared = json.loads(result.stdout)
+    assert {name: one["total_examples"] for name, one in prepared.items()} == {"financial": 20, "legal": 20}
+    shown = run(home, *arguments, "--name", "my", "--force").stdout
+    assert "my-financial" in shown
+    assert "my-legal" in run(home, "list").stdout
+    assert error_of(home, *arguments[:-1], "a,../b").message == (
+        "--domains must be names of letters, digits, dashes or underscores, got '../b'"
+    )
+    assert error_of(home, *arguments, "--near-duplicates", "0.2").message == (
+        "--near-duplicates must be a similarity from 0.4 to 1, got 0.2"
+    )

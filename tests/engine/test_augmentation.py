@@ -284,6 +284,17 @@ def test_one_row_after_the_other_without_an_answer_ends_the_job(tmp_path: Path, 
     assert sum(stub.asked.values()) <= 2 * (run.HOPELESS_AFTER + 4)
 
 
+def test_a_teacher_that_says_nothing_useful_is_not_paid_for_every_row(tmp_path: Path, stub: Stub) -> None:
+    stub.rule = lambda request, before: Reply(body=completion("I am a small model."))
+    folder = job(tmp_path / "job", stub, [example(n) for n in range(1, 60)])
+    with pytest.raises(
+        TeacherFailed, match="25 rows after each other got an answer that cannot be used, .* expected a JSON object"
+    ):
+        run_here(folder)
+    assert sum(stub.asked.values()) <= run.USELESS_AFTER + 4
+    assert {line["fate"] for line in rows_of(folder).values()} == {"rejected"}
+
+
 def test_a_refused_key_ends_the_job_at_the_first_request(tmp_path: Path, stub: Stub) -> None:
     stub.needs_key = True
     folder = job(tmp_path / "job", stub, [example(n) for n in range(1, 60)], teacher={"concurrency": 1})

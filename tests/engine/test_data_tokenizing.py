@@ -139,7 +139,7 @@ def test_a_second_run_tokenises_nothing(
     examples_file: Path, tmp_path: Path, report: Reporter, tokenizer: PreTrainedTokenizerBase, monkeypatch: Any
 ) -> None:
     first = tokenized(examples_file, tmp_path / "tokens", tokenizer, stops_of(tokenizer), report)
-    monkeypatch.setattr(tokenizing, "draft", None)
+    monkeypatch.setattr(tokenizing, "draft_all", None)
     again = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     second = tokenized(examples_file, tmp_path / "tokens", again, stops_of(tokenizer), report)
     assert np.array_equal(first.tokens, second.tokens)

@@ -12,11 +12,11 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lorasmith.engine.evaluation.plots import Series, histogram, line_chart, ticks
 from lorasmith.engine.evaluation.report import loss_curve, report_html
 from lorasmith.engine.evaluation.run import command, run
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Interrupted, InvalidSpec
+from lorasmith.plots import Series, histogram, line_chart, ticks
 from lorasmith.schemas.data import Example, Message
 from lorasmith.schemas.evaluation import Evaluation, EvaluationSpec, ExampleRecord
 from lorasmith.schemas.jobs import JobKind, JobOrder

@@ -91,9 +91,6 @@ PASSING = {  # faults after which the same request is answered, and the reason t
     "an overloaded server": (error(503, "later"), "server-error"),
     "too many requests": (error(429, "slow down", retry_after="0.01"), "rate-limited"),
     "a body that is no JSON": (Reply(body=b'{"choices": [{"mess'), "malformed-response"),
-    "JSON of another kind": (Reply(body=b"[1, 2]"), "malformed-response"),
-    "no choices at all": (Reply(body=b'{"object": "list"}'), "malformed-response"),
-    "content that is no text": (Reply(body=completion([]).replace(b'"[]"', b"[1]")), "malformed-response"),
     "brackets without end": (Reply(body=b"[" * 100_000), "malformed-response"),
     "a page of a proxy": (HTML, "malformed-response"),
     "a body that breaks off": (Reply(body=completion("whole"), cut=20), "connection"),
@@ -132,6 +129,9 @@ def test_an_endpoint_that_is_not_there_fails_after_the_attempts(tmp_path: Path) 
 
 
 LASTING = {
+    "JSON of another kind": (Reply(body=b"[1, 2]"), "malformed-response"),
+    "no choices at all": (Reply(body=b'{"object": "list"}'), "malformed-response"),
+    "content that is no text": (Reply(body=completion([]).replace(b'"[]"', b"[1]")), "malformed-response"),
     "a request that it refuses": (error(400, "context length exceeded"), "refused"),
     "an answer that is too large": (Reply(body=completion("x" * 5_000_000)), "too-large"),
     "an answer that is compressed": (

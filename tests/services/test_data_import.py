@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorasmith.errors import Conflict, Interrupted, InvalidData, NotFound
+from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidData, NotFound
 from lorasmith.files import verify_manifest
 from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Dataset, Fate
 from lorasmith.services import data, data_curation
@@ -183,6 +188,120 @@ def test_an_import_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(
         assert first.read_bytes() == second.read_bytes()
     assert (parted.sha256, parted.fates, parted.statistics) == (whole.sha256, whole.fates, whole.statistics)
     assert dataset_folders(workbench) == sorted([whole.id, parted.id])
+
+
+IMPORT_AND_END = """
+import os, sys
+from pathlib import Path
+from lorasmith.schemas.data import DataImportSpec
+from lorasmith.services import data_curation
+from lorasmith.services.data_import import import_dataset
+from lorasmith.services.workbench import Workbench
+from lorasmith.settings import Settings
+
+home, source, signal = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+data_curation.COMMIT_EVERY_S = 0
+
+def end(progress):
+    if progress.rows >= 1000:
+        os.kill(os.getpid(), signal)
+
+import_dataset(Workbench.open(Settings(home=home)), source, DataImportSpec(name="rows"), end)
+"""
+
+
+def write_many(path: Path, rows: int = 2500) -> Path:
+    lines = (json.dumps({"input": f"question {n % 1800}", "output": f"answer {n}"}) + "\n" for n in range(rows))
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def same_files(workbench: Workbench, first: Dataset, second: Dataset) -> bool:
+    names = ("train.jsonl", "val.jsonl", "test.jsonl", "ledger.jsonl")
+    folders = [workbench.path(dataset.folder) for dataset in (first, second)]
+    return all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_an_import_that_a_signal_ended_goes_on_where_it_had_come_to(
+    workbench: Workbench, tmp_path: Path, ending: signal.Signals
+) -> None:
+    source = write_many(tmp_path / "rows.jsonl")
+    arguments = [str(workbench.home), str(source), str(int(ending))]
+    ended = subprocess.run([sys.executable, "-c", IMPORT_AND_END, *arguments], capture_output=True, check=False)
+    assert ended.returncode == -ending, ended.stderr
+    assert data.list_datasets(workbench) == []
+    seen = Stop(10**9)
+    resumed = import_dataset(workbench, source, DataImportSpec(name="rows"), seen)
+    assert seen.phases[0] == ("continuing", 500)
+    assert same_files(workbench, resumed, import_dataset(workbench, source, DataImportSpec(name="whole")))
+
+
+@pytest.fixture
+def small_home(small_disk: Path) -> Iterator[Workbench]:
+    workbench = Workbench.open(Settings(home=small_disk / "home"))
+    yield workbench
+    workbench.datasets.engine.dispose()  # so that the file system below it can be taken away
+
+
+def test_an_import_that_filled_the_disk_goes_on_when_there_is_room(
+    small_disk: Path, small_home: Workbench, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_curation, "COMMIT_EVERY_S", 0)
+    source = write_many(tmp_path_factory.mktemp("source") / "rows.jsonl", rows=6000)
+    for _ in range(2):  # also where there still is no room
+        with pytest.raises(DiskFull, match=r"the disk is full: writing below .* failed with") as caught:
+            import_dataset(small_home, source, DataImportSpec(name="rows"))
+        assert caught.value.hint == (
+            "free some space, or choose another place with --home; the same command goes on where this one stopped"
+        )
+        assert dataset_folders(small_home) == [".staging-import-rows"]
+    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
+    seen = Stop(10**9)
+    resumed = import_dataset(small_home, source, DataImportSpec(name="rows"), seen)
+    assert seen.phases[0][0] == "continuing"
+    assert seen.phases[0][1] >= 500
+    assert same_files(small_home, resumed, import_dataset(small_home, source, DataImportSpec(name="whole")))
+    assert len(dataset_folders(small_home)) == 2
+
+
+def test_a_disk_that_fills_while_the_parts_are_written_costs_no_reading(
+    small_disk: Path, small_home: Workbench, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = write_many(tmp_path_factory.mktemp("source") / "rows.jsonl")
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    with pytest.raises(DiskFull):
+        import_dataset(small_home, source, DataImportSpec(name="rows"), Fill(small_disk / "ballast"))
+    (small_disk / "ballast").unlink()
+    seen = Stop(10**9)
+    assert import_dataset(small_home, source, DataImportSpec(name="rows"), seen).num_examples == 2500
+    assert {phase for phase, _ in seen.phases} == {"writing"}
+
+
+class Fill:
+    """Fills the disk as soon as the first rows are written to their parts."""
+
+    def __init__(self, ballast: Path) -> None:
+        self.ballast = ballast
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.phase == "writing" and not self.ballast.exists():
+            with contextlib.suppress(OSError), self.ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 4096)
+
+
+def test_a_fault_of_the_program_costs_no_reading(workbench: Workbench, tmp_path: Path) -> None:
+    def break_down(progress: Progress) -> None:
+        if progress.phase == "writing":
+            raise RuntimeError("a fault")
+
+    source = write_many(tmp_path / "rows.jsonl")
+    with pytest.raises(RuntimeError):
+        import_dataset(workbench, source, DataImportSpec(name="rows"), break_down)
+    seen = Stop(10**9)
+    assert import_dataset(workbench, source, DataImportSpec(name="rows"), seen).num_examples == 2500
+    assert {phase for phase, _ in seen.phases} == {"writing"}
 
 
 def test_what_another_file_left_behind_is_not_continued(workbench: Workbench, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.errors import Conflict, InvalidData
+from lorasmith.errors import Conflict, InvalidData, InvalidSpec, NotFound
 from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec
 from lorasmith.services.data import list_datasets
 from lorasmith.services.data_conversion import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
-from lorasmith.services.data_preparation import prepare_and_import, prepare_folder
+from lorasmith.services.data_preparation import prepare_and_import, prepare_domains, prepare_folder
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
 
@@ -112,3 +112,75 @@ def test_a_refused_output_imports_nothing(collected: Path, tmp_path: Path) -> No
     with pytest.raises(Conflict):
         prepare_and_import(workbench, collected, tmp_path, DataImportSpec(name="agents"))
     assert list_datasets(workbench) == []
+
+
+@pytest.fixture
+def domains(tmp_path: Path) -> Path:
+    """`financial.jsonl` with 30 rows and near copies of ten, `legal/` with two files of ten rows."""
+    folder = tmp_path / "domains"
+    (folder / "legal").mkdir(parents=True)
+    story = " ".join(f"word{n}" for n in range(60))
+    rows = [{"input": f"Question {n}?", "output": f"{story} {n}" if n < 11 else f"answer {n}"} for n in range(30)]
+    write_lines(folder / "financial.jsonl", rows)
+    for file in ("a", "b"):
+        rows = [{"instruction": f"Read {file}{n}", "input": "", "output": f"clause {n} of {file}"} for n in range(10)]
+        write_lines(folder / "legal" / f"{file}.jsonl", rows)
+    return folder
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_several_domains_are_prepared_at_once_each_in_its_folder(domains: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    spec = DataPreparationSpec(exact=True, near_duplicates=0.8, max_rows=24)
+    metadata = prepare_domains(domains, output, {"financial": spec, "legal": spec})
+    financial, legal = metadata["financial"], metadata["legal"]
+    assert financial["source_rows"] == 24
+    assert financial["fates"]["near_duplicate"] > 0
+    assert financial["format_reason"].endswith("; only its first 24 rows were read, as asked")
+    assert (legal["total_examples"], legal["format"], legal["near_duplicates"]) == (20, "alpaca", 0.8)
+    assert "only its first" not in legal["format_reason"]
+    for domain, one in metadata.items():
+        stored = json.loads((output / domain / "metadata.json").read_text(encoding="utf-8"))
+        assert stored["total_examples"] == one["total_examples"]
+        lines = [(output / domain / f"{part}.jsonl").read_text(encoding="utf-8") for part in ("train", "val", "test")]
+        assert sum(text.count("\n") for text in lines) == one["total_examples"]
+    with pytest.raises(Conflict, match="is not empty"):
+        prepare_domains(domains, output, {"financial": spec, "legal": spec})
+    prepare_domains(domains, output, {"legal": spec, "financial": spec}, force=True)
+    (output / "legal" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(Conflict, match=r"holds 'legal/notes\.txt', which `data prepare` did not write"):
+        prepare_domains(domains, output, {"legal": spec, "financial": spec}, force=True)
+
+
+def test_domains_become_datasets_of_their_names(domains: Path, tmp_path: Path, workbench: Workbench) -> None:
+    specs = {name: DataImportSpec(name=f"my-{name}", exact=True, max_rows=15) for name in ("financial", "legal")}
+    metadata = prepare_domains(domains, tmp_path / "out", specs, workbench=workbench)
+    assert [metadata[name]["dataset"]["name"] for name in specs] == ["my-financial", "my-legal"]
+    stored = workbench.datasets.require("my-legal")
+    assert (stored.num_examples, sum(stored.fates.values())) == (15, 15)
+    for part, size in stored.part_sizes.items():
+        lines = (tmp_path / "out" / "legal" / f"{part}.jsonl").read_text(encoding="utf-8")
+        assert lines.count("\n") == size
+
+
+def test_a_bad_domain_stops_all_of_them_and_nothing_is_written(domains: Path, tmp_path: Path) -> None:
+    spec = DataPreparationSpec()
+    with pytest.raises(NotFound) as caught:
+        prepare_domains(domains, tmp_path / "out", {"financial": spec, "lega": spec})
+    assert caught.value.message == f"{domains} holds no file or folder for the domain 'lega'; did you mean 'legal'?"
+    assert caught.value.hint == "it holds: financial, legal"
+    (domains / "legal" / "a.jsonl").write_text('{"instruction": "x"}\n', encoding="utf-8")
+    with pytest.raises(InvalidData):
+        prepare_domains(domains, tmp_path / "out", {"financial": spec, "legal": spec})
+    assert not (tmp_path / "out").exists()
+    (domains / "financial.csv").write_text("input,output\na,b\n", encoding="utf-8")
+    with pytest.raises(InvalidData) as twice:
+        prepare_domains(domains, tmp_path / "out", {"financial": spec})
+    assert twice.value.message == (
+        f"{domains} holds more than one source for the domain 'financial': financial.csv, financial.jsonl"
+    )
+    with pytest.raises(InvalidSpec, match="--domains needs a folder with a file or folder for each, got"):
+        prepare_domains(domains / "financial.csv", tmp_path / "out", {"financial": spec})

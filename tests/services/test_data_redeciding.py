@@ -81,8 +81,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
 
 
-@given(rows_with_options, decisions, st.lists(decisions, min_size=1, max_size=3))
-@settings(max_examples=12, deadline=None)
+@given(rows_with_options, decisions, st.lists(decisions, min_size=1, max_size=2))
+@settings(max_examples=8, deadline=None)
 def test_deciding_again_is_importing_with_the_new_options_and_no_row_is_lost(
     rows: list[dict[str, Any]], first: tuple[Any, ...], later: list[tuple[Any, ...]]
 ) -> None:
@@ -239,3 +239,17 @@ def test_what_cannot_be_decided_of_these_rows_is_refused_and_nothing_stays(
     with pytest.raises(InvalidSpec, match=r"the similarity threshold must be between 0\.4 and 1, got 0\.2"):
         dedup(workbench, "stories", 0.2)
     assert sorted(path.name for path in (workbench.home / "datasets").iterdir()) == there
+
+
+def test_a_stratified_split_holds_the_shares_of_each_label(workbench: Workbench, tmp_path: Path) -> None:
+    rows = [{"text": f"note {n}", "label": "bad" if n % 10 == 0 else "good"} for n in range(400)]
+    import_dataset(workbench, write_rows(tmp_path, rows), DataImportSpec(name="notes", exact=True))
+    after = split(workbench, "notes", {"stratify": "label"}).after
+    assert after.part_sizes == {"train": 320, "val": 40, "test": 40}
+    for part, wanted in (("train", 32), ("val", 4), ("test", 4)):
+        examples = data.preview(workbench, "notes", 400, part)  # type: ignore[arg-type]
+        assert Counter(example.answer() for example in examples)["bad"] == wanted
+    new = DataImportSpec(name="new", stratify="label")
+    assert import_dataset(workbench, tmp_path / "rows.jsonl", new).sha256 == after.sha256
+    back = split(workbench, "notes", {"exact": True}).after
+    assert (back.spec and back.spec.stratify, back.lineage[-1].operation) == (None, "import")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lorasmith.errors import InvalidData
 from lorasmith.schemas.data import DataPreparationSpec, Example, Part
 from lorasmith.services.data_index import ImportIndex
-from lorasmith.services.data_split import assign_parts, exact_counts, group_position
+from lorasmith.services.data_split import assign_parts, drawn_part, exact_counts, group_position
 
 
 @dataclass(frozen=True)
@@ -153,3 +154,95 @@ def test_named_parts_that_leave_nothing_for_train_are_refused() -> None:
     assert caught.value.message == (
         "no row is left for train: all 3 ask for another part, in their field `split` or by the name of their file or folder"
     )
+
+
+def split_labelled(
+    rows: list[tuple[str, str]], split: tuple[float, float, float], salt: str = "s"
+) -> tuple[list[Part], str | None]:
+    """The part of each row of (group, label), as an import with `--stratify label` decides it, and its note."""
+    spec = DataPreparationSpec(split=split, salt=salt, stratify="label")
+    with ImportIndex() as index:
+        for group, _ in rows:
+            index.add_to_group(group, group_position(group, salt), None)
+        note = assign_parts(index, {}, spec, rows)
+        return [index.part_of(group) for group, _ in rows], note
+
+
+labels = st.sampled_from("abc")
+labelled = st.lists(labels, min_size=30, max_size=150).map(
+    lambda found: [(str(number), label) for number, label in enumerate(found)]
+)
+all_parts = st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.7, 0.15, 0.15), (1 / 3, 1 / 3, 1 / 3)])
+
+
+@given(labelled, all_parts, st.text(max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_within_a_label_no_part_has_more_than_its_share_rounded_up(
+    rows: list[tuple[str, str]], split: tuple[float, float, float], salt: str
+) -> None:
+    parts, _ = split_labelled(rows, split, salt)
+    for label in "abc":
+        counts = Counter(part for part, (_, found) in zip(parts, rows, strict=True) if found == label)
+        for part, share in zip(("train", "val", "test"), split, strict=True):
+            assert counts[part] <= math.ceil(share * counts.total() - 1e-9)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), labels), min_size=40, max_size=120),
+    st.lists(st.tuples(st.integers(20, 90), labels), max_size=60),
+    all_parts,
+)
+@settings(max_examples=100, deadline=None)
+def test_rows_behind_the_old_ones_never_move_them_with_labels_either(
+    old: list[tuple[int, str]], new: list[tuple[int, str]], split: tuple[float, float, float]
+) -> None:
+    first = [(str(group), label) for group, label in old]
+    second = [*first, *((str(group), label) for group, label in new)]
+    before, note = split_labelled(first, split)
+    after, _ = split_labelled(second, split)
+    assume(note is None)  # a part that came out empty takes a group, which it need not when there are more
+    assert after[: len(first)] == before
+
+
+def test_a_thousand_labelled_rows_have_their_shares_to_the_row() -> None:
+    rows = [(str(number), "ab"[number % 5 == 0]) for number in range(1000)]
+    parts, _ = split_labelled(rows, (0.8, 0.1, 0.1))
+    counts = Counter(zip(parts, (label for _, label in rows), strict=True))
+    assert {key: counts[key] for key in sorted(counts)} == {
+        ("test", "a"): 80,
+        ("test", "b"): 20,
+        ("train", "a"): 640,
+        ("train", "b"): 160,
+        ("val", "a"): 80,
+        ("val", "b"): 20,
+    }
+
+
+def test_the_order_of_the_parts_is_not_periodic_and_follows_the_salt() -> None:
+    rows = [(str(number), "a") for number in range(200)]
+    first, second = (split_labelled(rows, (0.8, 0.1, 0.1), salt)[0] for salt in ("s", "t"))
+    assert first != second
+    assert len({tuple(first[start : start + 10]) for start in range(0, 200, 10)}) > 5
+
+
+def test_a_part_is_drawn_from_those_that_miss_rows() -> None:
+    # of 10 rows 8, 1 and 1 are due; 8 and 0 and 1 are there: val misses one
+    assert drawn_part(0.0, {"train": 8, "val": 0, "test": 1}, (0.8, 0.1, 0.1)) == "val"
+    # of the first row 0.8, 0.1 and 0.1 are due
+    assert [drawn_part(at, Counter(), (0.8, 0.1, 0.1)) for at in (0.79, 0.81, 0.95)] == ["train", "val", "test"]
+
+
+def test_rows_that_name_their_part_are_left_out_of_the_shares_of_a_label() -> None:
+    spec = DataPreparationSpec(stratify="label", salt="s")
+    rows = [(str(number), "a") for number in range(40)]
+    with ImportIndex() as index:
+        for group, _ in rows:
+            index.add_to_group(group, group_position(group, "s"), "test" if int(group) < 20 else None)
+        assign_parts(index, {"test": 20}, spec, rows)
+        counts = Counter(index.part_of(group) for group, _ in rows[20:])
+    assert counts == {"train": 16, "val": 2, "test": 2}
+
+
+def test_exact_and_stratified_at_once_is_refused() -> None:
+    with pytest.raises(ValueError, match="`exact` cuts all rows and `stratify` each label: give one of them"):
+        DataPreparationSpec(exact=True, stratify="label")

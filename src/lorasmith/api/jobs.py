@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from lorasmith.api.problems import without_paths
 from lorasmith.files import folder_size_bytes
 from lorasmith.jobs.events import newest
 from lorasmith.jobs.folder import EVENTS
@@ -35,11 +36,10 @@ def resource(workbench: Workbench, job: Job) -> JobResource:
         cores=job.cores,
         adapter_id=job.adapter_id,
         adapter_path=f"adapters/{job.adapter_id}" if job.adapter_id else None,
-        result=None if training else job.result,
         created_at=job.created_at,
         started_at=job.started_at,
         completed_at=job.completed_at,
-        error=job.reason if job.status is not JobStatus.COMPLETED else None,
+        error=without_paths(job.reason, workbench.home) if job.reason else None,
         **standing(workbench, job),
     )
 

@@ -12,6 +12,7 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from lorasmith.api.feeds import BATCH, MOST_GOING, Feed, Feeds
+from lorasmith.api.problems import without_paths
 from lorasmith.jobs.log import lines_after
 from lorasmith.schemas.jobs import Event, Job, JobStatus
 
@@ -56,7 +57,7 @@ async def job_events(
             changed, goes_on = feeds.changed, feed.goes_on
             if feed.job.status is not told:
                 told = feed.job.status
-                yield status_event(feed.job)
+                yield status_event(feeds, feed.job)
             events = await feed.since(seq)
             for event in events:
                 seq = event.seq
@@ -102,13 +103,13 @@ async def all_events(feeds: Feeds, cursor: dict[str, int], still_allowed: Callab
                 seq = seqs.setdefault(job_id, feed.seq)
                 if told.get(job_id) is not feed.job.status and feed.goes_on:
                     told[job_id] = feed.job.status
-                    yield status_event(feed.job)
+                    yield status_event(feeds, feed.job)
                 while events := await feed.since(seq):
                     for event in events:
                         seq = seqs[job_id] = event.seq
                         yield sent(event, cursor_text(seqs, told), job_id)
                 if not feed.goes_on and told.pop(job_id, None) is not None:
-                    yield status_event(feed.job)
+                    yield status_event(feeds, feed.job)
             if not await wait(feeds, changed, still_allowed):
                 return
 
@@ -119,8 +120,9 @@ async def ended_feed(feeds: Feeds, job_id: str) -> Feed:
     return await run_in_threadpool(Feed, feeds.workbench, job)
 
 
-def status_event(job: Job) -> ServerEvent:
-    fields = {"job_id": job.id, "status": job.status, "reason_code": job.reason_code, "reason": job.reason}
+def status_event(feeds: Feeds, job: Job) -> ServerEvent:
+    reason = without_paths(job.reason, feeds.workbench.home) if job.reason else None
+    fields = {"job_id": job.id, "status": job.status, "reason_code": job.reason_code, "reason": reason}
     return {"event": "status", "data": json.dumps(fields)}
 
 

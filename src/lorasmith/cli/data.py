@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_augmentation, data_duplicates, data_validation, data_versions
+from lorasmith.cli import data_augmentation, data_duplicates, data_statistics, data_validation, data_versions
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
     FORMATS,
     MENDS,
+    domain_names,
     import_spec,
     known_fate,
     known_finding,
@@ -25,8 +26,11 @@ from lorasmith.cli.data_options import (
     row_range,
 )
 from lorasmith.cli.data_view import counts, show_example, show_fields, sizes, summary, visible, why
-from lorasmith.cli.output import hint, print_json, print_table
+from lorasmith.cli.output import hint, print_json, print_table, size
 from lorasmith.errors import InvalidSpec
+
+if TYPE_CHECKING:
+    from lorasmith.schemas.data import DataPreparationSpec
 
 app = typer.Typer(help="Import, show and prepare datasets", no_args_is_help=True)
 
@@ -119,13 +123,14 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command()
 def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
     """Show a dataset: source, parts, fates of the rows, lengths and versions"""
-    from lorasmith.services.data import get_dataset
+    from lorasmith.services.data import get_dataset, tokens_bytes
     from lorasmith.services.data_versions import parents_of, versions_of
 
     workbench = open_workbench(context)
     dataset = get_dataset(workbench, name)
+    stored_bytes = tokens_bytes(workbench, dataset.id)
     if as_json:
-        print_json(dataset.model_dump(mode="json"))
+        print_json({**dataset.model_dump(mode="json"), "tokens_bytes": stored_bytes})
         return
     statistics = dataset.statistics
     lengths = {
@@ -138,6 +143,7 @@ def show(context: typer.Context, name: Name, as_json: AsJson = False) -> None:
             **summary(dataset),
             "turns": turns,
             **lengths,
+            **({"tokens": f"{size(stored_bytes)} of stored tokens"} if stored_bytes else {}),
             "source": dataset.source,
             "source sha256": dataset.source_sha256,
             "sha256": dataset.sha256,
@@ -286,16 +292,41 @@ def prepare(
     exact: Annotated[bool, typer.Option("--exact/--no-exact", help="Make the shares exact")] = True,
     salt: Salt = "lorasmith",
     max_rejected: MaxRejected = 0.0,
+    domains: Annotated[
+        str | None, typer.Option("--domains", help="Prepare these of a folder: financial,legal; each has its folder")
+    ] = None,
+    max_samples: Annotated[
+        int | None, typer.Option("--max-samples", min=1, help="Read at most the first so many rows, of each domain")
+    ] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option("--near-duplicates", help="Take out rows from this similarity on, such as 0.8")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files of an earlier run")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write collected interactions as ChatML train, val and test files"""
-    from lorasmith.services.data_preparation import prepare_and_import, prepare_folder
+    """Write conversations or collected interactions as ChatML train, val and test files"""
+    from lorasmith.services.data_preparation import prepare_and_import, prepare_domains, prepare_folder
 
+    checks = {"near_duplicates": near_duplicates_from(near_duplicates), "max_rows": max_samples}
+
+    def spec_of(dataset_name: str | None) -> DataPreparationSpec:
+        if dataset_name is None:
+            return preparation_spec(format, split, exact, salt, max_rejected, checks)
+        return import_spec(dataset_name, format, split, exact, salt, max_rejected, checks)
+
+    if domains is not None:
+        specs = {domain: spec_of(f"{name}-{domain}" if name else None) for domain in domain_names(domains)}
+        workbench = open_workbench(context) if name else None
+        prepared = prepare_domains(file, output, specs, workbench=workbench, force=force)
+        if as_json:
+            print_json(prepared)
+        else:
+            show_domains(prepared)
+        return
     if name is None:
-        metadata = prepare_folder(file, output, preparation_spec(format, split, exact, salt, max_rejected), force=force)
+        metadata = prepare_folder(file, output, spec_of(None), force=force)
     else:
-        wanted = import_spec(name, format, split, exact, salt, max_rejected)
+        wanted = import_spec(name, format, split, exact, salt, max_rejected, checks)
         metadata = prepare_and_import(open_workbench(context), file, output, wanted, force=force)
     if as_json:
         print_json(metadata)
@@ -316,14 +347,36 @@ def prepare(
     )
 
 
+def show_domains(prepared: dict[str, dict[str, Any]]) -> None:
+    columns = ("domain", "format", "train", "val", "test", "rows", "dataset")
+    rows = [
+        [
+            domain,
+            f"{one['format']}, because {one['format_reason']}",
+            *(one[f"{part}_examples"] for part in one["split"]),
+            counts(one["fates"]),
+            one.get("dataset", {}).get("name", ""),
+        ]
+        for domain, one in prepared.items()
+    ]
+    print_table(columns, rows)
+
+
 for command in (
+    data_statistics.stats,
     data_validation.validate,
     data_duplicates.duplicates,
     data_duplicates.contamination,
     data_duplicates.leakage,
 ):
     app.command()(command)
-for making_versions in (data_versions.dedup, data_versions.split, data_versions.lineage, data_versions.replay):
+for making_versions in (
+    data_versions.dedup,
+    data_versions.split,
+    data_versions.restore,
+    data_versions.lineage,
+    data_versions.replay,
+):
     app.command()(making_versions)
 for augmentation in (data_augmentation.augment, data_augmentation.review):
     app.command()(augmentation)

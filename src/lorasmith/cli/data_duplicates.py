@@ -8,8 +8,10 @@ import typer
 
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import known_part, one_of
+from lorasmith.cli.data_versions import NewName, checked_name, show_redecision
 from lorasmith.cli.data_view import show_fields, visible
 from lorasmith.cli.output import hint, print_json, print_table
+from lorasmith.errors import InvalidSpec
 
 if TYPE_CHECKING:
     from lorasmith.schemas.duplicates import ContaminationReport, DuplicateReport, SimilarityReport
@@ -101,25 +103,53 @@ def contamination(
     context: typer.Context,
     name: Name,
     benchmark: Annotated[str, typer.Option("--benchmark", help="File or dataset whose items are looked for")],
-    part: Annotated[str, typer.Option("--part", help="Where they are looked for: train, val or test")] = "train",
+    part: Annotated[
+        str | None, typer.Option("--part", help="Where they are looked for: train, val or test; without it, train")
+    ] = None,
     similarity: Similarity = 0.8,
     map: Annotated[list[str] | None, typer.Option("--map", help="Columns of a file, as in import: text=prompt")] = None,
+    reject: Annotated[
+        bool, typer.Option("--reject", help="Take such rows out of every part, as a new version")
+    ] = False,
+    new_name: NewName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show rows that hold items of a benchmark"""
+    """Show rows that hold items of a benchmark, or take them out"""
+    if reject and part:
+        raise InvalidSpec("--reject takes rows out of every part: leave --part out")
+    if reject and map:
+        raise InvalidSpec(
+            "--reject looks for the items of a benchmark in a known format, without --map",
+            hint="import the benchmark as a dataset with --map first, and give its name",
+        )
+    if reject:
+        decontaminate(context, name, benchmark, similarity, new_name, as_json)
+        return
     from lorasmith.services.data_duplicates.leaks import find_contamination
     from lorasmith.services.data_mapping import parse_mapping
 
     columns = parse_mapping(map or [])
-    report = find_contamination(open_workbench(context), name, benchmark, known_part(part), similarity, columns)
+    report = find_contamination(
+        open_workbench(context), name, benchmark, known_part(part or "train"), similarity, columns
+    )
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
         show_contamination(report)
 
 
-def leakage(context: typer.Context, name: Name, similarity: Similarity = 0.8, as_json: AsJson = False) -> None:
-    """Show rows of train that hold rows of val or test"""
+def leakage(
+    context: typer.Context,
+    name: Name,
+    similarity: Similarity = 0.8,
+    reject: Annotated[bool, typer.Option("--reject", help="Take such rows out, as a new version")] = False,
+    new_name: NewName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows of train that hold rows of val or test, or take them out"""
+    if reject:
+        decontaminate(context, name, None, similarity, new_name, as_json)
+        return
     from lorasmith.services.data_duplicates.leaks import find_leakage
 
     reports = find_leakage(open_workbench(context), name, similarity)
@@ -128,6 +158,15 @@ def leakage(context: typer.Context, name: Name, similarity: Similarity = 0.8, as
         return
     for report in reports:
         show_contamination(report)
+
+
+def decontaminate(
+    context: typer.Context, name: str, benchmark: str | None, similarity: float, new_name: str | None, as_json: bool
+) -> None:
+    from lorasmith.services.data_decontamination import decontaminate
+
+    done = decontaminate(open_workbench(context), name, benchmark, similarity, new_name=checked_name(new_name))
+    show_redecision(done, as_json)
 
 
 def show_contamination(report: ContaminationReport) -> None:

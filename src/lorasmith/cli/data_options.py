@@ -17,10 +17,25 @@ FORMATS = (
 MENDS = "control-characters, mojibake or join-turns"
 
 
-def preparation_spec(format: str, split: str, exact: bool, salt: str, max_rejected: float) -> DataPreparationSpec:
+def preparation_spec(
+    format: str, split: str, exact: bool, salt: str, max_rejected: float, checks: dict[str, Any] | None = None
+) -> DataPreparationSpec:
     from lorasmith.schemas.data import DataPreparationSpec
 
-    return DataPreparationSpec.model_validate(checked_options(format, split, exact, salt, max_rejected))
+    options = checked_options(format, split, exact, salt, max_rejected)
+    return DataPreparationSpec.model_validate({**options, **(checks or {})})
+
+
+def domain_names(text: str) -> list[str]:
+    """`financial,legal` as names, each once."""
+    names = [name.strip() for name in text.split(",")]
+    wrong = next((name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)), None)
+    if wrong is not None:
+        raise InvalidSpec(
+            f"--domains must be names of letters, digits, dashes or underscores, got {wrong!r}",
+            hint="--domains financial,legal",
+        )
+    return list(dict.fromkeys(names))
 
 
 def import_spec(

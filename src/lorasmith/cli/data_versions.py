@@ -1,4 +1,4 @@
-"""`lorasmith data dedup`, `split`, `lineage` and `replay`: versions of a dataset and how they were made."""
+"""`lorasmith data dedup`, `split`, `restore`, `lineage` and `replay`: versions of a dataset and how they were made."""
 
 from __future__ import annotations
 
@@ -75,6 +75,21 @@ def split(
     with ImportView() as view:
         done = split(open_workbench(context), name, changes, new_name=checked_name(new_name), report=view)
     show_redecision(done, as_json)
+
+
+def restore(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(metavar="NAME@DIGITS", help="A version, as show names it")],
+    as_json: AsJson = False,
+) -> None:
+    """Point the name of a dataset at an older version again"""
+    from lorasmith.services.data_versions import restore_version
+
+    dataset = restore_version(open_workbench(context), version)
+    if as_json:
+        print_json(dataset.model_dump(mode="json"))
+    else:
+        show_fields({"dataset": f"{dataset.name}, version {dataset.reference}", "parts": parts_of(dataset)})
 
 
 def show_redecision(done: Redecision, as_json: bool) -> None:

@@ -64,13 +64,13 @@ def job_metrics(context: typer.Context, job: str) -> None:
 
 @app.command("pause")
 def pause_job(context: typer.Context, job: str) -> None:
-    """Save a training job and stop it, to go on with `jobs resume` or `train --resume`"""
+    """Save a job and stop it, to go on with `jobs resume`, `train --resume` or `data augment --resume`"""
     ask(context, job, JobRequest.PAUSE)
 
 
 @app.command("cancel")
 def cancel_job(context: typer.Context, job: str) -> None:
-    """Stop a job for good; a training job is saved first"""
+    """Stop a job for good; what it has made so far is saved first"""
     ask(context, job, JobRequest.CANCEL)
 
 

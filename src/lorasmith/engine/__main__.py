@@ -25,6 +25,7 @@ STAGES = {
     JobKind.LABELS: "lorasmith.engine.data.labels",
     JobKind.ESTIMATE: "lorasmith.engine.training.estimation.run",
     JobKind.AUGMENTATION: "lorasmith.engine.augmentation.run",
+    JobKind.STATISTICS: "lorasmith.engine.data.statistics",
 }
 
 

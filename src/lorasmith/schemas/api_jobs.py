@@ -84,7 +84,6 @@ class JobResource(BaseModel):
     metrics: dict[str, Any]
     adapter_id: str | None
     adapter_path: str | None = Field(description="Relative to the home folder.")
-    result: dict[str, Any] | None = Field(description="Of jobs that do not train.")
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None

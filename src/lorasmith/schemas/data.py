@@ -94,6 +94,8 @@ class Message(BaseModel):
 
     def for_template(self) -> dict[str, Any]:
         """What a chat template renders: the fields that are there, without the weight."""
+        if self.tool_calls is None and self.tool_call_id is None and self.name is None:
+            return {"role": self.role, "content": self.content}  # a tenth of the time, and nearly every message
         return self.model_dump(exclude_none=True, exclude={"weight"})
 
 
@@ -237,6 +239,7 @@ class DataPreparationSpec(BaseModel):
     max_rejected_share: float = Field(
         default=0.0, ge=0, le=1, description="Share of bad rows above which the import stops."
     )
+    max_rows: int | None = Field(default=None, ge=1, description="Read at most this many rows, the first ones.")
     strict: bool = Field(default=False, description="Stop at the first finding, also at one that only flags a row.")
     column_map: dict[str, str] = Field(
         default_factory=dict, description="Field of the format → column of the file, with dots into objects."

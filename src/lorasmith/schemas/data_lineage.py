@@ -9,7 +9,6 @@ from pydantic import BaseModel, Field
 
 from lorasmith.schemas.jobs import now
 
-Operation = Literal["import", "dedup", "split", "decontaminate"]
 SHOWN_DIGITS = 12  # of a version's digest, in names
 
 
@@ -49,9 +48,10 @@ class SplitSpec(BaseModel):
 
 
 class DecontaminationSpec(BaseModel):
-    """Rows that hold an item of the benchmark are taken out of every part; `similarity` as in a search."""
+    """Rows that hold an item of the benchmark are taken out of every part, without one the rows of train that hold a row
+    of val or test; `similarity` as in a search."""
 
-    benchmark: str
+    benchmark: str | None
     similarity: float
 
 

@@ -17,6 +17,7 @@ class JobKind(StrEnum):
     LABELS = "labels"
     ESTIMATE = "estimate"
     AUGMENTATION = "augmentation"
+    STATISTICS = "statistics"
 
 
 HEAVY = {JobKind.TRAINING, JobKind.EVALUATION}

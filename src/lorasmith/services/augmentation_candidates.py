@@ -29,7 +29,6 @@ from lorasmith.services.augmentation import order_of, source_of
 from lorasmith.services.data import read_examples
 from lorasmith.services.data_checks import UNKNOWN, LanguageCheck
 from lorasmith.services.data_duplicates.contamination import Text, contaminated, read_items
-from lorasmith.services.data_duplicates.examples import row_of
 from lorasmith.services.data_duplicates.shingles import Shingling, shingles_of
 from lorasmith.services.data_duplicates.similarity import against_one
 from lorasmith.services.data_duplicates.texts import digest, folded
@@ -73,7 +72,7 @@ def candidates_of(workbench: Workbench, job: Job) -> tuple[list[Candidate], dict
         ]
         if spec.method.rewords:
             held_out = [example for part in HELD_OUT for example in read_examples(workbench, dataset, part)]
-            reject_leaks(judged_now, sources, held_out, spec.method)
+            reject_leaks(judged_now, sources, held_out)
         found += judged_now
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(candidate.model_dump_json(exclude_none=True) + "\n" for candidate in found))
@@ -199,17 +198,14 @@ class Judge:
         return "wrong-language", f"it is in {found}, its source in {expected}"
 
 
-def reject_leaks(
-    candidates: list[Candidate], sources: dict[str, Example], held_out: list[Example], method: AugmentationMethod
-) -> None:
+def reject_leaks(candidates: list[Candidate], sources: dict[str, Example], held_out: list[Example]) -> None:
     """Reject those that ask what a held-out row asks, unless their source asks it already."""
-    items = read_items(Text(one.row, row_of(one).instruction) for one in held_out)
+    items = read_items(Text(one.row, request_of(one)) for one in held_out)
     pending = [candidate for candidate in candidates if candidate.fate == "pending"]
-    of_source = {(one.example_id, row_of(sources[one.example_id]).instruction) for one in pending}
-    held = {(hit.row, hit.item) for hit in contaminated((Text(*one) for one in of_source), items)}
+    asked_already = {one.example_id: request_of(sources[one.example_id]) for one in pending}
+    held = {(hit.row, hit.item) for hit in contaminated((Text(*one) for one in asked_already.items()), items)}
     by_id = {candidate.id: candidate for candidate in pending}
-    asked = (Text(one.id, row_of(augmented(sources[one.example_id], method, one.text)).instruction) for one in pending)
-    for hit in contaminated(asked, items):
+    for hit in contaminated((Text(one.id, one.text) for one in pending), items):
         candidate = by_id[str(hit.row)]
         if (candidate.example_id, hit.item) not in held:
             candidate.fate, candidate.reason = "rejected", "leaks"

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from lorasmith.errors import NotFound
-from lorasmith.files import disk_errors
+from lorasmith.files import disk_errors, folder_size_bytes
 from lorasmith.schemas.data import Dataset, Example, Fate, FindingName, LedgerLine, Part
 from lorasmith.schemas.jobs import now
 from lorasmith.services.data_parts import LEDGER
 from lorasmith.services.data_versions import current_versions, require_version
+
+TOKENS = "tokens"
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
@@ -40,7 +42,12 @@ def describe_dataset(workbench: Workbench, name_or_id: str, name: str | None, de
 
 def tokens_folder(workbench: Workbench, dataset_id: str) -> Path:
     """Where engine processes keep the dataset's tokens."""
-    return workbench.path(f"tokens/{dataset_id}")
+    return workbench.path(TOKENS) / dataset_id
+
+
+def tokens_bytes(workbench: Workbench, dataset_id: str) -> int:
+    folder = tokens_folder(workbench, dataset_id)
+    return folder_size_bytes(folder) if folder.exists() else 0
 
 
 def part_path(workbench: Workbench, dataset: Dataset, part: Part) -> Path:

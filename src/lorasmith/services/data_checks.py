@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from lorasmith.errors import InvalidSpec, MissingExtra
@@ -57,6 +58,16 @@ def check_lengths(values: Mapping[str, Any], spec: DataPreparationSpec) -> Itera
             yield Finding(check="too-long", field=field, found=found, expected=expected)
 
 
+@cache
+def language_identifier() -> Any:
+    """Of py3langid; reading its model takes a second or two."""
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise MissingExtra("--language, which tells languages apart,", "data") from None
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=False)
+
+
 class LanguageCheck:
     """Which language a row's answer is in (its text, or its last assistant turn), by py3langid.
 
@@ -64,11 +75,7 @@ class LanguageCheck:
     """
 
     def __init__(self, wanted: list[str]) -> None:
-        try:
-            from py3langid.langid import MODEL_FILE, LanguageIdentifier
-        except ImportError:
-            raise MissingExtra("--language, which tells languages apart,", "data") from None
-        self.identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=False)
+        self.identifier = language_identifier()
         known = sorted(self.identifier.labels)
         for code in wanted:
             if code not in known:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 from lorasmith.errors import InvalidData
@@ -123,6 +125,8 @@ class Curation:
         state = self.index.state()
         if state is None or state["key"] != key:
             self.index.clear()
+            if self.search_index.exists():
+                shutil.rmtree(self.search_index)
             state = {"rows": 0, "sizes": [0, 0], "complete": False}
         self.key = key
         self.rows: int = state["rows"]
@@ -144,10 +148,16 @@ class Curation:
     def __enter__(self) -> Curation:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.index.connection.close()
-        self.row_file.close()
-        self.ledger_file.close()
+        for file in (self.row_file, self.ledger_file):
+            try:
+                file.close()
+            except OSError:  # the rest of its buffer does not fit; what was committed is on the disk
+                if error is None:
+                    raise
 
     @property
     def detection(self) -> Detection:
@@ -186,6 +196,9 @@ class Curation:
                 phase: Literal["reading", "continuing"] = "continuing" if self.rows else "reading"
                 report(Progress(phase, 0, self.source.bytes_total, self.rows))
                 for row in self.detected(self.source.rows(skip=self.rows)):
+                    if self.rows == self.spec.max_rows:
+                        self.source.notes.append(f"only its first {self.rows} rows were read, as asked")
+                        break
                     self.take(row)
                     if self.rows % REPORT_EVERY_ROWS == 0:
                         report(Progress("reading", self.source.bytes_read, self.source.bytes_total, self.rows))

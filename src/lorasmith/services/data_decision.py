@@ -17,7 +17,7 @@ from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import DataPreparationSpec, DatasetFormat, Fate, Part
 from lorasmith.services.data_parts import NearDuplicateAt, ReadRows, walk, write_parts
 from lorasmith.services.data_progress import Report
-from lorasmith.services.data_split import assign_parts, group_position
+from lorasmith.services.data_split import assign_parts
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ def decide_rows(
 
         decision = data_near_duplicates.decide_near_duplicates(read, index_folder, spec.near_duplicates, report)
         near_duplicate_at = data_near_duplicates.removals(decision)
-        groups = data_near_duplicates.joined_groups(decision, read.rows)
-        pinned = group_again(read, spec.salt, near_duplicate_at, groups)
+        pinned = data_near_duplicates.group_again(read, decision, spec.salt)
     labelled = labelled_groups(read, near_duplicate_at) if spec.stratify else None
     note = assign_parts(read.index, pinned, spec, labelled)
     written = write_parts(folder, read, near_duplicate_at, report)
@@ -59,24 +58,6 @@ def decide_rows(
     if note:
         statistics["split_note"] = note
     return DecidedRows(statistics, written.statistics.part_sizes(), fates)
-
-
-def group_again(read: ReadRows, salt: str, near_duplicate_at: NearDuplicateAt, groups: Iterator[str]) -> Counter[Part]:
-    """Joined groups, of the rows that stay, in the index instead; returns how many of these rows ask for each part."""
-    pinned: Counter[Part] = Counter()
-    read.index.clear_groups()
-    for line, example, removal in walk(read, near_duplicate_at):
-        if example is None:
-            continue
-        own, group = json.loads(example)["group"], next(groups)
-        if removal is not None:
-            continue
-        if group != own:
-            read.index.join(own, group)
-        read.index.add_to_group(group, group_position(group, salt), line.asked_part)
-        if line.asked_part is not None:
-            pinned[line.asked_part] += 1
-    return pinned
 
 
 def labelled_groups(read: ReadRows, near_duplicate_at: NearDuplicateAt | None) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorasmith.errors import Conflict, Interrupted, InvalidSpec
+from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, LorasmithError
 from lorasmith.files import STAGING_PREFIX, disk_errors, new_id, sha256_bytes, staged_folder
 from lorasmith.model_files import read_facts
 from lorasmith.schemas.data import DataImportSpec, Dataset
@@ -26,6 +26,8 @@ from lorasmith.services.models import resolve_model
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
 
+GOES_ON = "the same command goes on where this one stopped"
+
 
 def import_dataset(
     workbench: Workbench,
@@ -39,7 +41,8 @@ def import_dataset(
     """The dataset of a source. The same source under the same name and spec gives the dataset that is there already.
 
     `dataset_id` is the id that somebody was told before the import began.
-    Ctrl-C raises `Interrupted` and leaves what was read under a hidden name; the same call goes on from there.
+    Ctrl-C raises `Interrupted`, a full disk `DiskFull`, and what was read is left under a hidden name, as after a crash:
+    the same call goes on from there.
     """
     source = Source.open(path, spec.encoding)
     source_sha256 = source.digest()
@@ -108,19 +111,23 @@ def source_name(path: Path) -> str:
 
 @contextmanager
 def work_folder(datasets: Path, name: str) -> Iterator[Path]:
-    """The folder in which the import of that name works. Ctrl-C leaves it; the end and every error remove it."""
+    """The folder in which the import of that name works. The end and an error of what was asked for remove it.
+
+    Whatever else ends it (Ctrl-C, a full disk, a signal, a crash) leaves it, and the same import goes on there.
+    """
     folder = datasets / f"{STAGING_PREFIX}import-{name}"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield folder
+        with disk_errors(folder):
+            yield folder
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped; no dataset {name!r} was made", hint="the same command goes on where this one stopped"
-        ) from None
+        raise Interrupted(f"stopped; no dataset {name!r} was made", hint=GOES_ON) from None
+    except DiskFull as error:
+        raise DiskFull(error.message, hint=f"{error.hint}; {GOES_ON}") from error
     except Busy:
         raise
-    except Exception:
+    except LorasmithError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from lorasmith.errors import Interrupted, InvalidData, JobFailed, NotFound
+from lorasmith.errors import InvalidData, NotFound
 from lorasmith.files import new_id
-from lorasmith.jobs.folder import EventReader, write_order
-from lorasmith.jobs.processes import start_engine
-from lorasmith.jobs.runner import follow
 from lorasmith.schemas.data import PARTS, DataPreparationSpec, Example, LabelInputs, LabelReport, LabelSpec, Part
 from lorasmith.schemas.jobs import JobKind, JobOrder
 from lorasmith.services.data import read_examples, write_lines
@@ -18,6 +14,7 @@ from lorasmith.services.data_sources import find_dataset
 from lorasmith.services.data_versions import find_version
 from lorasmith.services.jobs import Watch
 from lorasmith.services.models import resolve_model
+from lorasmith.services.previews import preview_folder, run_preview
 from lorasmith.services.workbench import Workbench
 from lorasmith.starter.location import DATASETS
 
@@ -29,21 +26,12 @@ def show_labels(workbench: Workbench, spec: LabelSpec, watch: Watch) -> LabelRep
     if not examples:
         raise InvalidData(f"the part {spec.part or 'train'} of {spec.data} is empty", hint="--part, or --row N")
     job_id = new_id("job")
-    folder = workbench.path(f"previews/{job_id}")
+    folder = preview_folder(workbench, job_id)
     inputs = LabelInputs(model_folder=model.location, examples_file=str(folder / "examples.jsonl"))
-    write_order(folder, JobOrder(id=job_id, kind=JobKind.LABELS, spec=spec.model_dump(), inputs=inputs.model_dump()))
+    order = JobOrder(id=job_id, kind=JobKind.LABELS, spec=spec.model_dump(), inputs=inputs.model_dump())
+    folder.mkdir(parents=True)
     write_lines(folder / "examples.jsonl", examples)
-    try:
-        report = LabelReport.model_validate(follow(folder, start_engine(folder), EventReader(folder), watch))
-    except JobFailed as error:
-        if error.code not in ("crashed", "oom"):  # those need the log
-            shutil.rmtree(folder)
-        raise
-    except (Interrupted, KeyboardInterrupt):
-        shutil.rmtree(folder)
-        raise
-    shutil.rmtree(folder)
-    return report
+    return LabelReport.model_validate(run_preview(folder, order, watch))
 
 
 def asked_examples(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from array import array
+import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from lorasmith.schemas.data import Example, Fate
+from lorasmith.schemas.data import Example, Fate, Part
 from lorasmith.services.data_duplicates.clusters import components
 from lorasmith.services.data_duplicates.examples import row_of
 from lorasmith.services.data_duplicates.index import open_index, write_index
 from lorasmith.services.data_duplicates.search import Decision, decide
 from lorasmith.services.data_duplicates.shingles import I64, U64
 from lorasmith.services.data_duplicates.texts import Row, digest
-from lorasmith.services.data_parts import NearDuplicateAt, ReadRows, Removal, lines
+from lorasmith.services.data_parts import NearDuplicateAt, ReadRows, Removal, lines, walk
 from lorasmith.services.data_progress import REPORT_EVERY_ROWS, Progress, Report
+from lorasmith.services.data_split import group_position
 
 
 def decide_near_duplicates(read: ReadRows, index_folder: Path, threshold: float, report: Report) -> Decision:
@@ -49,19 +51,37 @@ def removals(decision: Decision) -> NearDuplicateAt:
     return near_duplicate_at
 
 
-def joined_groups(decision: Decision, rows: Path) -> Iterator[str]:
-    """For each row the group that it is split by: rows of one cluster or with one instruction get one group, and with
-    it everything that is in their groups, named after the first of these rows."""
-    groups = array("Q")
-    for text in lines(rows):
-        groups.append(int.from_bytes(digest(Example.model_validate_json(text).group, 8), "little"))
-    leaders = leading_rows(decision, np.frombuffer(groups, np.uint64))
+def group_again(read: ReadRows, decision: Decision, salt: str) -> Counter[Part]:
+    """Groups of the rows that stay, in the index instead: rows of one cluster or with one instruction get one group, and
+    with it everything that is in their groups, named after the first of these rows.
+
+    Returns how many of the rows ask for each part.
+    """
+    leaders = leading_rows(decision, np.fromiter(map(group_digest, lines(read.rows)), np.uint64))
     names = dict.fromkeys(np.flatnonzero(np.bincount(leaders) > 1).tolist(), "")  # of leaders that others follow
-    for position, text in enumerate(lines(rows)):
-        own, leader = Example.model_validate_json(text).group, int(leaders[position])
+    pinned: Counter[Part] = Counter()
+    read.index.clear_groups()
+    position = -1
+    for line, example, removal in walk(read, removals(decision)):
+        if example is None:
+            continue
+        position += 1
+        own, leader = json.loads(example)["group"], int(leaders[position])
         if leader == position and leader in names:
             names[leader] = own
-        yield names.get(leader, own)
+        if removal is not None:
+            continue
+        group = names.get(leader, own)
+        if group != own:
+            read.index.join(own, group)
+        read.index.add_to_group(group, group_position(group, salt), line.asked_part)
+        if line.asked_part is not None:
+            pinned[line.asked_part] += 1
+    return pinned
+
+
+def group_digest(example: str) -> int:
+    return int.from_bytes(digest(json.loads(example)["group"], 8), "little")
 
 
 def leading_rows(decision: Decision, groups: U64) -> I64:

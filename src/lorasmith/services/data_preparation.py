@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasmith.errors import Conflict, InvalidData
-from lorasmith.files import MANIFEST, disk_errors, sha256_file, staged_folder, write_json
+from lorasmith.errors import Conflict, InvalidData, InvalidSpec, NotFound, did_you_mean
+from lorasmith.files import MANIFEST, disk_errors, staged_folder, write_json
 from lorasmith.schemas.data import PARTS, DataImportSpec, DataPreparationSpec, DatasetFormat, Example
 from lorasmith.schemas.jobs import now
 from lorasmith.services.data_conversion import DEFAULT_SYSTEM_PROMPT, SYSTEM_PROMPTS
 from lorasmith.services.data_curation import CuratedData, curate
+from lorasmith.services.data_files import digest_of
 from lorasmith.services.data_import import import_dataset
 
 if TYPE_CHECKING:
@@ -51,23 +52,83 @@ def curate_conversations(source: Path, spec: DataPreparationSpec) -> CuratedData
     return data
 
 
-def write_folder(data: CuratedData, source: Path, output: Path, spec: DataPreparationSpec) -> dict[str, Any]:
-    metadata = describe_folder(data, source, spec)
+def prepare_domains(
+    source: Path,
+    output: Path,
+    specs: Mapping[str, DataPreparationSpec],
+    *,
+    workbench: Workbench | None = None,
+    force: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Like `prepare_folder`, for the file or folder of each domain in `source`: a folder for each in `output`, all or none.
+
+    Where the specs are of imports, each domain is also stored as a dataset. Returns the metadata by domain.
+    """
+    if not source.is_dir():
+        raise InvalidSpec(
+            f"--domains needs a folder with a file or folder for each, got {source}",
+            hint="put the files into one folder: financial.jsonl, legal.csv, …",
+        )
+    sources = {domain: source_of_domain(source, domain) for domain in specs}
+    check_output(output, force, domains=set(specs))
+    data = {domain: curate_conversations(sources[domain], spec) for domain, spec in specs.items()}
+    metadata = {domain: describe_folder(data[domain], sources[domain], specs[domain]) for domain in specs}
+    for domain, spec in specs.items():
+        if workbench is not None and isinstance(spec, DataImportSpec):
+            dataset = import_dataset(workbench, sources[domain], spec)
+            metadata[domain]["dataset"] = {"id": dataset.id, "name": dataset.name}
     with staged_folder(output, replace=True) as staging:
-        for part in PARTS:
-            write_conversations(staging / f"{part}.jsonl", data.parts[part])
-        write_json(staging / METADATA, metadata)
+        for domain in specs:
+            (staging / domain).mkdir()
+            write_files(staging / domain, data[domain], metadata[domain])
     return metadata
 
 
-def check_output(output: Path, force: bool) -> None:
+def source_of_domain(folder: Path, domain: str) -> Path:
+    """`financial/` or `financial.jsonl`, whatever its extension."""
+    found = sorted(path for path in folder.iterdir() if path.name.partition(".")[0] == domain and path.name != domain)
+    if (folder / domain).is_dir():
+        found.append(folder / domain)
+    if not found:
+        there = sorted({path.name.partition(".")[0] for path in folder.iterdir() if not path.name.startswith(".")})
+        raise NotFound(
+            f"{folder} holds no file or folder for the domain {domain!r}{did_you_mean(domain, there)}",
+            hint=f"it holds: {', '.join(there[:12]) or 'nothing'}",
+        )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InvalidData(
+            f"{folder} holds more than one source for the domain {domain!r}: {names}",
+            hint="put them into a folder of that name, or take all but one away",
+        )
+    return found[0]
+
+
+def write_folder(data: CuratedData, source: Path, output: Path, spec: DataPreparationSpec) -> dict[str, Any]:
+    metadata = describe_folder(data, source, spec)
+    with staged_folder(output, replace=True) as staging:
+        write_files(staging, data, metadata)
+    return metadata
+
+
+def write_files(folder: Path, data: CuratedData, metadata: dict[str, Any]) -> None:
+    for part in PARTS:
+        write_conversations(folder / f"{part}.jsonl", data.parts[part])
+    write_json(folder / METADATA, metadata)
+
+
+def check_output(output: Path, force: bool, domains: Collection[str] = ()) -> None:
     """Refuse to replace what is not ours, and what is ours without `force`."""
     if not output.exists():
         return
     if not output.is_dir():
         raise Conflict(f"{output} is a file, expected a folder", hint="choose another --output")
     present = {path.name for path in output.iterdir()}
-    foreign = sorted(present - OWN_FILES)
+    ours = {domain for domain in domains if (output / domain).is_dir()}
+    within = [
+        f"{name}/{path.name}" for name in ours for path in (output / name).iterdir() if path.name not in OWN_FILES
+    ]
+    foreign = sorted([*(present - OWN_FILES - ours), *within])
     if foreign:
         raise Conflict(
             f"{output} holds {foreign[0]!r}, which `data prepare` did not write, expected an empty folder",
@@ -88,9 +149,11 @@ def describe_folder(data: CuratedData, source: Path, spec: DataPreparationSpec) 
         "split": dict(zip(PARTS, spec.split, strict=True)),
         "exact": spec.exact,
         "salt": spec.salt,
+        "near_duplicates": spec.near_duplicates,
+        "max_rows": spec.max_rows,
         "split_note": data.statistics.get("split_note"),
         "source": str(source),
-        "source_sha256": sha256_file(source),
+        "source_sha256": digest_of(source),
         "source_rows": len(data.ledger),
         "fates": data.fates(),
         "rejected_rows": [line.model_dump(exclude_none=True) for line in data.ledger if line.fate == "rejected"],

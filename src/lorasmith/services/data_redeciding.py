@@ -9,15 +9,16 @@ from __future__ import annotations
 import heapq
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorasmith.errors import InvalidData
 from lorasmith.files import STAGING_PREFIX, disk_errors, verify_manifest
 from lorasmith.schemas.data import PARTS, STAYS, DataImportSpec, Dataset, Example, Fate, LedgerLine, Part, SetAside
-from lorasmith.schemas.data_lineage import DedupSpec, SplitSpec
+from lorasmith.schemas.data_lineage import DedupSpec, SplitSpec, StepInput
 from lorasmith.services.data_decision import check_decision, decide_rows, fate_counts
 from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.data_parts import LEDGER, SET_ASIDE, ReadRows, content_digest, lines, open_text
@@ -76,8 +77,8 @@ def split(
 
 
 def spec_with(spec: DataImportSpec, operation: str, values: dict[str, Any]) -> DataImportSpec:
-    """The options of an import that would decide as this one does after the step."""
-    changes = {"near_duplicates": DedupSpec.model_validate(values).threshold} if operation == "dedup" else values
+    """The options of an import that would decide as this one does after the step, but for what leaks."""
+    changes = {"split": values, "dedup": {"near_duplicates": values.get("threshold")}}.get(operation, {})
     return DataImportSpec.model_validate({**spec.model_dump(), **changes})
 
 
@@ -88,7 +89,11 @@ def decide_again(
     values: dict[str, Any],
     new_name: str | None,
     report: Report,
+    *,
+    leaks: Mapping[int, str] | None = None,
+    inputs: Sequence[StepInput] = (),
 ) -> Dataset:
+    """The version that a step makes of another one. `leaks` names rows that are taken out, by what they hold."""
     from lorasmith.services.data_duplicates.stored import stored_index_of_rows  # it imports numpy
 
     source_step(before)
@@ -102,10 +107,10 @@ def decide_again(
     verify_manifest(stored)
 
     def fill(folder: Path, dataset_id: str) -> Dataset:
-        with rows_of_version(stored, spec, before.statistics) as read:
+        with rows_of_version(stored, spec, before.statistics, leaks or {}) as read:
             decided = decide_rows(folder, read, spec, stored_index_of_rows(workbench, before), report)
         sha256 = content_digest(folder)
-        step = recorded_step(operation, values, [input_of(before)], sha256)
+        step = recorded_step(operation, values, [input_of(before), *inputs], sha256)
         changed = {
             "id": dataset_id,
             "name": name,
@@ -125,18 +130,25 @@ def decide_again(
 
 
 @contextmanager
-def rows_of_version(stored: Path, spec: DataImportSpec, statistics: dict[str, Any]) -> Iterator[ReadRows]:
-    """The rows of a version as they were read, in a hidden folder beside it, with the groups of the spec's salt."""
+def rows_of_version(
+    stored: Path, spec: DataImportSpec, statistics: dict[str, Any], leaks: Mapping[int, str] | None = None
+) -> Iterator[ReadRows]:
+    """The rows of a version as they were read, in a hidden folder beside it, with the groups of the spec's salt.
+
+    `leaks` marks rows by what they hold; rows that are marked already stay so. Raises `InvalidData` for leaving none.
+    """
     fates: Counter[str] = Counter()
     findings: Counter[str] = Counter()
     pinned: Counter[Part] = Counter()
     with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=stored.parent) as scratch, disk_errors(stored):
         folder = Path(scratch)
         with ImportIndex(folder / "index.sqlite") as index:
-            num_rows = 0
+            num_rows = staying = 0
             with open_text(folder / "rows.jsonl") as rows, open_text(folder / LEDGER) as ledger:
                 for line, example in undecided(stored):
                     num_rows += 1
+                    if leaks and example is not None and line.leaks_into is None:
+                        line.leaks_into = leaks.get(line.row)
                     fates[line.fate.value] += 1
                     ledger.write(line.model_dump_json(exclude_none=True) + "\n")
                     if example is None:
@@ -145,8 +157,11 @@ def rows_of_version(stored: Path, spec: DataImportSpec, statistics: dict[str, An
                     findings.update({finding.check for finding in line.flags or ()})
                     if line.leaks_into is None:
                         index.add_to_group(example.group, group_position(example.group, spec.salt), line.asked_part)
+                        staying += 1
                         if line.asked_part is not None:
                             pinned[line.asked_part] += 1
+            if not staying:
+                raise InvalidData("every row holds an item, so nothing would be left", hint="raise the similarity")
             yield ReadRows(
                 rows=folder / "rows.jsonl",
                 ledger=folder / LEDGER,

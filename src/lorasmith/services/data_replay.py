@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lorasmith.errors import InvalidData, NotFound
 from lorasmith.files import STAGING_PREFIX, disk_errors
 from lorasmith.schemas.data import DataImportSpec, Dataset
-from lorasmith.schemas.data_lineage import DataStep, Replay, ReplayedStep
+from lorasmith.schemas.data_lineage import DataStep, DecontaminationSpec, Replay, ReplayedStep
 from lorasmith.services.data_curation import SEARCH, Curation
 from lorasmith.services.data_decision import decide_rows
 from lorasmith.services.data_import import open_context
@@ -23,7 +23,7 @@ from lorasmith.services.data_versions import require_version, source_step
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
 
-DECISIONS = ("dedup", "split")
+DECISIONS = ("dedup", "split", "decontaminate")
 
 
 def replay(workbench: Workbench, name: str, *, source: Path | None = None, report: Report = silent) -> Replay:
@@ -69,9 +69,14 @@ def replayed_steps(
         spec = spec_with(spec, step.operation, step.spec)
         after = scratch / f"{number}"
         after.mkdir()
-        with rows_of_version(before, spec, statistics) as read:
+        leaks, changed_input = {}, None if steps[-1].equal else "what it started from is another"
+        if step.operation == "decontaminate":
+            from lorasmith.services.data_decontamination import changed_benchmark, leaking_rows  # it imports numpy
+
+            changed_input = changed_input or changed_benchmark(workbench, step.inputs)
+            leaks = leaking_rows(workbench, before, DecontaminationSpec.model_validate(step.spec))
+        with rows_of_version(before, spec, statistics, leaks) as read:
             decide_rows(after, read, spec, scratch / SEARCH, report)
-        changed_input = None if steps[-1].equal else "what it started from is another"
         steps.append(compared(step, content_digest(after), changed_input))
         before = after
     return steps

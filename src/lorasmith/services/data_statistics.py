@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Any
 
 from lorasmith.schemas.data import PARTS, Part
+from lorasmith.schemas.statistics import nearest_ranks
 
 
 class PartStatistics:
@@ -56,16 +56,6 @@ def describe_lengths(counts: Counter[int]) -> dict[str, float]:
     """Mean, median, 95th percentile (nearest rank) and maximum."""
     return {
         "mean": round(mean(counts), 1),
-        "p50": nearest_rank(counts, 0.50),
-        "p95": nearest_rank(counts, 0.95),
+        **{f"p{percent}": rank for percent, rank in nearest_ranks(counts, (50, 95)).items()},
         "max": max(counts),
     }
-
-
-def nearest_rank(counts: Counter[int], share: float) -> int:
-    rank = math.ceil(share * counts.total())
-    for length in sorted(counts):
-        rank -= counts[length]
-        if rank <= 0:
-            return length
-    raise AssertionError

@@ -118,6 +118,12 @@ def point_name_at(workbench: Workbench, name: str, dataset: Dataset) -> Dataset:
     return chosen
 
 
+def restore_version(workbench: Workbench, name: str) -> Dataset:
+    """Point the plain name at that version again. The version that it pointed at stays."""
+    dataset = require_version(workbench, name)
+    return point_name_at(workbench, dataset.plain_name, dataset)
+
+
 def free_or_same_name(workbench: Workbench, name: str, parent: Dataset) -> None:
     """Raise `Conflict` for a new name that is taken by a dataset other than the one that is derived from."""
     taken = workbench.datasets.get(name)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from lorasmith.errors import LorasmithError
-from lorasmith.files import existing_parent, verify_manifest
+from lorasmith.files import existing_parent, folder_size_bytes, verify_manifest
 from lorasmith.model_files import read_facts
+from lorasmith.services.data import TOKENS
 from lorasmith.starter.location import DATASETS, starter_dataset, starter_model
 
 PACKAGES = {
@@ -34,7 +35,7 @@ class Finding:
 
 
 def examine(home: Path) -> list[Finding]:
-    return [python(), processor(), *packages(), starter(), *starter_data(), home_folder(home)]
+    return [python(), processor(), *packages(), starter(), *starter_data(), home_folder(home), *token_stores(home)]
 
 
 def python() -> Finding:
@@ -79,6 +80,15 @@ def starter_data() -> list[Finding]:
         if starter_dataset(name).is_file()
         else Finding(f"dataset {name}", "broken", f"{starter_dataset(name)} is missing", "install lorasmith again")
         for name in DATASETS
+    ]
+
+
+def token_stores(home: Path) -> list[Finding]:
+    folder = home / TOKENS
+    if not folder.is_dir():
+        return []
+    return [
+        Finding("token stores", "ok", f"{folder}, {folder_size_bytes(folder) / 1e6:,.1f} MB, made again when removed")
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from lorasmith.errors import Busy, Conflict
-from lorasmith.files import only_one_process
+from lorasmith.files import disk_full, only_one_process
 
 DATABASE_NAME = "lorasmith.db"
 MIGRATION_LOCK = "lorasmith.db.migration"
@@ -123,7 +124,9 @@ def migrate(engine: Engine) -> None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """Read and write; one at a time in all processes. Raises `Busy` when another one holds the database too long."""
+    """Read and write; one at a time in all processes. Raises `Busy` when another one holds the database too
+    long, and `DiskFull`.
+    """
     with busy_errors(engine), Session(engine) as session, session.begin():
         yield session
 
@@ -140,7 +143,10 @@ def busy_errors(engine: Engine) -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
-        if "locked" not in str(error.orig):
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_FULL:
+            raise disk_full(Path(engine.url.database or ".")) from error
+        if code is None or code & 0xFF != sqlite3.SQLITE_BUSY:  # the lowest byte is the kind, the rest its variant
             raise
         raise Busy(
             f"another process has held {engine.url.database} for {BUSY_TIMEOUT_MS / 1000:.0f} s",

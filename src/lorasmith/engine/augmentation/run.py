@@ -33,7 +33,8 @@ Ask = Callable[[str, Messages], Awaitable[Texts]]
 POLL_S = 0.2
 REPORT_EVERY_S = 0.5
 GRACE_S = 30.0  # for answers under way when the job is asked to stop: they are paid for
-HOPELESS_AFTER = 8  # rows that fail one after the other, with no answer between them
+HOPELESS_AFTER = 8  # rows after each other without an answer
+USELESS_AFTER = 25  # rows after each other whose answers, which are paid for, are not what was asked for
 
 
 def run(order: JobOrder, folder: Path, report: Reporter) -> AugmentationResult:
@@ -100,7 +101,7 @@ class Work:
         self.total = total
         self.report = report
         self.done = 0
-        self.failed_in_a_row = 0
+        self.in_a_row = {"failed": 0, "rejected": 0}  # since the last row with texts
         self.error: LorasmithError | None = None
         self.budget: BudgetSpent | None = None
         self.reported_at = 0.0
@@ -165,15 +166,23 @@ class Work:
         self.teacher.stopping.set()
 
     def note(self, line: AugmentedRow) -> None:
-        """Stop where one row after the other fails: the rest would too, and be asked about in vain."""
-        self.failed_in_a_row = self.failed_in_a_row + 1 if line.fate == "failed" else 0
-        if self.failed_in_a_row >= HOPELESS_AFTER:
-            self.stop(
-                TeacherFailed(
-                    f"{HOPELESS_AFTER} rows after each other got no answer, the last one: {line.sentence}",
-                    hint="lorasmith data augment --resume JOB goes on, when the endpoint answers again",
-                )
+        """Stop where one row after the other comes to nothing: the rest would too, and be asked about in vain."""
+        if line.fate == "answered":
+            self.in_a_row = dict.fromkeys(self.in_a_row, 0)
+            return
+        self.in_a_row[line.fate] += 1
+        if self.in_a_row["failed"] >= HOPELESS_AFTER:
+            got, hint = "no answer", "when the endpoint answers again"
+        elif self.in_a_row["rejected"] >= USELESS_AFTER:
+            got, hint = "an answer that cannot be used", "with the next rows"
+        else:
+            return
+        self.stop(
+            TeacherFailed(
+                f"{self.in_a_row[line.fate]} rows after each other got {got}, the last one: {line.sentence}",
+                hint=f"lorasmith data augment --resume JOB goes on, {hint}",
             )
+        )
 
     def tell(self) -> None:
         self.reported_at = time.monotonic()

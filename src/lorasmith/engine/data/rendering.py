@@ -11,15 +11,18 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from itertools import groupby
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import RowChecks
+from lorasmith.engine.data.encoding import Encoder, WholeTexts, encode_texts, encoder_of
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import CheckName, Example, Message
 
 Tools = list[dict[str, Any]]
+Conversation = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -71,23 +74,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, add_special_tokens: bool
-) -> list[list[int]]:
-    """The ids of each text as the tokenizer gives them one by one, over all cores where it is a Rust one."""
-    if not texts:
-        return []
-    if not tokenizer.is_fast:
-        return [list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]) for text in texts]
-    rust = tokenizer.backend_tokenizer
-    if rust.truncation is not None:
-        rust.no_truncation()
-    if rust.padding is not None:
-        rust.no_padding()
-    rust.encode_special_tokens = tokenizer.split_special_tokens
-    return [encoding.ids for encoding in rust.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
-
-
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools | None = None
 ) -> list[int]:
@@ -112,7 +98,8 @@ def render_example(
     tokenizer: PreTrainedTokenizerBase, example: Example, stop_ids: set[int], allow: Collection[CheckName] = ()
 ) -> RenderedExample:
     """Ids and trained flags of one example. Raises `CheckFailed` for the first check that fails and is not in `allow`."""
-    return render_examples(tokenizer, [example], stop_ids, allow)[0]
+    drafts = draft_all(tokenizer, [example], allow)
+    return assemble(tokenizer, drafts, encode_drafts(WholeTexts(tokenizer), drafts), stop_ids)[0]
 
 
 def render_examples(
@@ -122,16 +109,21 @@ def render_examples(
     allow: Collection[CheckName] = (),
 ) -> list[RenderedExample]:
     """Each example as `render_example` gives it, tokenised together."""
-    drafts = [draft(tokenizer, example, allow) for example in examples]
-    return assemble(tokenizer, drafts, encode_drafts(tokenizer, drafts), stop_ids)
+    drafts = draft_all(tokenizer, examples, allow)
+    return assemble(tokenizer, drafts, encode_drafts(encoder_of(tokenizer), drafts), stop_ids)
 
 
-def draft(tokenizer: PreTrainedTokenizerBase, example: Example, allow: Collection[CheckName]) -> Draft:
-    checks = RowChecks(example.row, allow)
-    if example.messages is None:
-        return Draft(example, checks, [])
-    check_special_tokens(tokenizer, example.messages, checks)
-    return Draft(example, checks, answered_turns(tokenizer, example, checks))
+def draft_all(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], allow: Collection[CheckName]
+) -> list[Draft]:
+    """Raises `CheckFailed` for what a row fails as text and is not in `allow`."""
+    drafts = []
+    for example, texts in zip(examples, render_answers(tokenizer, examples), strict=True):
+        checks = RowChecks(example.row, allow)
+        if example.messages is not None:
+            check_special_tokens(tokenizer, example.messages, checks)
+        drafts.append(Draft(example, checks, turns_of(tokenizer, example, texts, checks)))
+    return drafts
 
 
 @dataclass(frozen=True)
@@ -142,11 +134,11 @@ class Encoded:
     plain: list[list[int]]
 
 
-def encode_drafts(tokenizer: PreTrainedTokenizerBase, drafts: Sequence[Draft]) -> Encoded:
+def encode_drafts(encoder: Encoder, drafts: Sequence[Draft]) -> Encoded:
     plain = [draft.example.text or "" for draft in drafts if draft.example.messages is None]
     return Encoded(
-        encode_texts(tokenizer, [text for draft in drafts for text in draft.texts()], add_special_tokens=False),
-        encode_texts(tokenizer, plain, add_special_tokens=True),
+        encoder.encode([text for draft in drafts for text in draft.texts()]),
+        encode_texts(encoder.tokenizer, plain, add_special_tokens=True),
     )
 
 
@@ -186,28 +178,62 @@ def assemble_turns(draft: Draft, encoded: Iterator[list[int]], stop_ids: set[int
             )
             stop = len(answer) - 1
         ids += context + answer
-        trained += [False] * len(context) + [turn.trained and position <= stop for position in range(len(answer))]
+        trained += [False] * len(context)
+        trained += [turn.trained] * (stop + 1) + [False] * (len(answer) - stop - 1)
     return RenderedExample(draft.example.row, ids, trained, tuple(checks.overridden))
 
 
 def answered_turns(tokenizer: PreTrainedTokenizerBase, example: Example, checks: RowChecks) -> list[Turn]:
     """One turn for each answer; the pieces in order are the text of the conversation up to its last answer."""
+    return turns_of(tokenizer, example, render_answers(tokenizer, [example])[0], checks)
+
+
+def render_answers(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[list[tuple[str, str]]]:
+    """For each answer of each example the conversation before it, as a prompt, and with it; none for a plain text."""
+    asked: list[tuple[int, Conversation, Conversation]] = []  # an example's index, and both conversations
+    for index, example in enumerate(examples):
+        messages = example.messages or []
+        values = [message.for_template() for message in messages]
+        asked += [
+            (index, values[:place], values[: place + 1])
+            for place, message in enumerate(messages)
+            if message.role == "assistant"
+        ]
+    found: list[list[tuple[str, str]]] = [[] for _ in examples]
+    for tools, group in groupby(asked, key=lambda one: examples[one[0]].tools):
+        indices, befores, afters = zip(*group, strict=True)
+        rendered = (render_all(tokenizer, befores, True, tools), render_all(tokenizer, afters, False, tools))
+        for index, before, after in zip(indices, *rendered, strict=True):
+            found[index].append((before, after))
+    return found
+
+
+def render_all(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], prompt: bool, tools: Tools | None
+) -> list[str]:
+    rendered = tokenizer.apply_chat_template(
+        list(conversations), tools=[*tools] if tools else None, tokenize=False, add_generation_prompt=prompt
+    )
+    return cast(list[str], rendered)
+
+
+def turns_of(
+    tokenizer: PreTrainedTokenizerBase, example: Example, texts: Sequence[tuple[str, str]], checks: RowChecks
+) -> list[Turn]:
+    """Of what `render_answers` gives for the example."""
     messages = example.messages or []
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     turns: list[Turn] = []
     done = ""
-    for index, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        before = render_text(tokenizer, messages[:index], prompt=True, tools=example.tools)
-        after = render_text(tokenizer, messages[: index + 1], prompt=False, tools=example.tools)
+    for index, (before, after) in zip(answers, texts, strict=True):
         if not before.startswith(done) or not after.startswith(before):
             checks.fail(
                 "template-rewrites-history",
                 f"the chat template renders turn {index + 1} differently once it is answered",
             )
             return [last_turn(tokenizer, messages, example.tools)]
-        check_calls(message, after[len(before) :], example.row)
-        turns.append(Turn(before[len(done) :], after[len(before) :], before, message.is_trained))
+        check_calls(messages[index], after[len(before) :], example.row)
+        turns.append(Turn(before[len(done) :], after[len(before) :], before, messages[index].is_trained))
         done = after
     return turns
 
@@ -244,8 +270,8 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[
     """A special token inside a message would end or fake a turn."""
     pattern = special_tokens_pattern(tokenizer)
     for message in messages:
-        calls = "".join(call.model_dump_json() for call in message.tool_calls or ())
-        found = pattern.search(message.content + calls) if pattern else None
+        said = message.content + "".join(call.model_dump_json() for call in message.tool_calls or ())
+        found = pattern.search(said) if pattern else None
         if found:
             checks.fail("special-token-in-message", f"the {message.role} message holds the special token {found[0]!r}")
 

@@ -75,7 +75,7 @@ class ChosenRows(Sequence[RenderedExample]):
 
     def __init__(self, rows: Rows, indices: NDArray[np.int64], pieces: Sequence[RenderedExample]) -> None:
         self.rows, self.indices = rows, indices
-        self.pieces = [(flat(piece), piece.row, piece.overridden) for piece in pieces]
+        self.pieces = [(flat([piece]), piece.row, piece.overridden) for piece in pieces]
         whole = indices >= 0
         of_pieces = -1 - indices[~whole]
         self.lengths = np.zeros(len(indices), np.int64)

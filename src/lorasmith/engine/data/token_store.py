@@ -16,6 +16,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -60,9 +61,21 @@ def checks_of(packed: int) -> tuple[CheckName, ...]:
     return tuple(names)
 
 
-def flat(row: RenderedExample) -> NDArray[np.uint32]:
-    """Ids (T,) with `TRAINED` on those that are trained."""
-    return np.array(row.ids, np.uint32) | (np.array(row.trained, np.uint32) * np.uint32(TRAINED))
+def flat(rows: Sequence[RenderedExample]) -> NDArray[np.uint32]:
+    """Ids (T,) of all rows, one after the other, with `TRAINED` on those that are trained."""
+    tokens = np.fromiter(chain.from_iterable(row.ids for row in rows), np.uint32)
+    tokens[np.fromiter(chain.from_iterable(row.trained for row in rows), bool)] |= np.uint32(TRAINED)
+    return tokens
+
+
+def trained_counts(tokens: NDArray[np.uint32], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Per row (rows,) the tokens that carry loss; the first token of a row has nothing before it."""
+    flags = tokens >= TRAINED
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(flags)])
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    counts: NDArray[np.int64] = before[ends] - before[np.minimum(starts + 1, ends)]
+    return counts
 
 
 def rendered(tokens: NDArray[np.uint32], row: int, overridden: tuple[CheckName, ...]) -> RenderedExample:
@@ -152,12 +165,13 @@ class StoreWriter:
 
     def append(self, chunk: Chunk) -> None:
         index = np.zeros(len(chunk.rows), ROW)
-        index["end"] = self.tokens + np.cumsum([len(row.ids) for row in chunk.rows])
+        tokens = flat(chunk.rows)
+        lengths = np.array([len(row.ids) for row in chunk.rows], np.int64)
+        index["end"] = self.tokens + np.cumsum(lengths)
         index["offset"] = chunk.offsets
         index["row"] = [row.row for row in chunk.rows]
-        index["trained"] = [row.trained_tokens for row in chunk.rows]
+        index["trained"] = trained_counts(tokens, lengths)
         index["failed"] = [packed_checks(row.overridden) for row in chunk.rows]
-        tokens = np.concatenate([flat(row) for row in chunk.rows])
         parts = [tokens.astype("<u4").tobytes(), index.tobytes()]
         self.rows += len(chunk.rows)
         self.tokens += len(tokens)

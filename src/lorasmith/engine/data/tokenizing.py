@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,18 +19,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lorasmith.engine.data import rendering
+from lorasmith.engine.data import encoding, rendering
 from lorasmith.engine.data.checks import ALL_CHECKS
+from lorasmith.engine.data.encoding import encoder_of
 from lorasmith.engine.data.examples import parse_example
-from lorasmith.engine.data.rendering import Draft, Encoded, assemble, draft, encode_drafts
+from lorasmith.engine.data.rendering import Draft, Encoded, assemble, draft_all, encode_drafts
 from lorasmith.engine.data.token_store import PARTIAL, Chunk, StoreWriter, TokenStore
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import InvalidData, NotFound
 from lorasmith.files import disk_errors, sha256_bytes, sha256_file
 from lorasmith.schemas.data import Example
 
-CHUNK_ROWS = 1024
-CHUNK_BYTES = 1 << 22  # of lines, so that long rows do not fill the memory
+CHUNK_ROWS = 256
+CHUNK_BYTES = 1 << 20  # of lines, so that long rows do not fill the memory
+CHUNKS_AHEAD = 2
 KEPT_STORES = 4  # of a file of examples, the last used; each takes about as many bytes as the file
 REPORT_EVERY_S = 1.0
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -68,7 +71,7 @@ def origin(examples_file: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: se
         "template": template,
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "stop_ids": sorted(stop_ids),
-        "code": sha256_file(Path(rendering.__file__)),
+        "code": [sha256_file(Path(str(module.__file__))) for module in (rendering, encoding)],
         **{name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
         **({"date": date.today().isoformat()} if "strftime_now" in json.dumps(template) else {}),
     }
@@ -132,17 +135,17 @@ class CodedChunk:
 def encoded_chunks(
     examples_file: Path, writer: StoreWriter, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[CodedChunk]:
-    """One chunk ahead of the one that is taken."""
-    with ThreadPoolExecutor(1) as encoder:
-        ahead: CodedChunk | None = None
+    """Some chunks ahead of the one that is taken."""
+    encoder = encoder_of(tokenizer)
+    with ThreadPoolExecutor(1) as thread:
+        ahead: deque[CodedChunk] = deque()
         for examples, offsets, next_offset in chunks(examples_file, writer.rows, writer.next_offset):
-            drafts = [draft(tokenizer, example, ALL_CHECKS) for example in examples]
-            encoded = encoder.submit(encode_drafts, tokenizer, drafts)
-            if ahead is not None:
-                yield ahead
-            ahead = CodedChunk(drafts, offsets, next_offset, encoded)
-        if ahead is not None:
-            yield ahead
+            drafts = draft_all(tokenizer, examples, ALL_CHECKS)
+            encoded = thread.submit(encode_drafts, encoder, drafts)
+            ahead.append(CodedChunk(drafts, offsets, next_offset, encoded))
+            if len(ahead) > CHUNKS_AHEAD:
+                yield ahead.popleft()
+        yield from ahead
 
 
 def chunks(examples_file: Path, rows: int, offset: int) -> Iterator[tuple[list[Example], list[int], int]]:

@@ -11,8 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from lorasmith.engine.evaluation.metrics import metric_parts
-from lorasmith.engine.evaluation.plots import Series, histogram, line_chart, share_bars
 from lorasmith.engine.evaluation.verdict import direction_of, show, show_difference, verdict
+from lorasmith.plots import Series, histogram, line_chart, page_style, share_bars
 from lorasmith.schemas.evaluation import Comparison, ConditionResult, Evaluation, ExampleRecord, Interval
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -70,6 +70,7 @@ def report_html(evaluation: Evaluation, records: list[ExampleRecord], training_e
     styles = condition_styles(evaluation)
     examples = [shown_example(record, styles) for record in chosen_examples(evaluation, records)]
     return template.render(
+        style=Markup(page_style()),
         evaluation=evaluation,
         verdict=verdict(evaluation),
         styles=styles,

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx2
+import httpx
 
 from lorasmith.errors import LorasmithError, TeacherFailed
 from lorasmith.outgoing import CheckedTransport, Endpoint, outgoing_client
@@ -87,15 +87,15 @@ class TeacherClient:
                 ) as response,
             ):
                 content = await whole_body(response)
-        except (TimeoutError, httpx2.TimeoutException):
+        except (TimeoutError, httpx.TimeoutException):
             raise NoAnswer("timeout", f"no whole answer within {self.spec.timeout_s:g} s") from None
-        except httpx2.TransportError as error:
+        except httpx.TransportError as error:
             raise NoAnswer("connection", self.shown(f"{type(error).__name__}: {error}")) from None
         if response.status_code != 200:
             raise self.refusal(response, content)
         return self.answer(response, content)
 
-    def refusal(self, response: httpx2.Response, content: bytes) -> NoAnswer | LorasmithError:
+    def refusal(self, response: httpx.Response, content: bytes) -> NoAnswer | LorasmithError:
         status = response.status_code
         code, said = error_of(content)
         sentence = self.shown(f"HTTP {status}" + (f": {said}" if said else ""))
@@ -121,7 +121,7 @@ class TeacherClient:
             return NoAnswer("rate-limited" if status == 429 else "server-error", sentence, wait_s=wait_s)
         return NoAnswer("refused", sentence, again=False)
 
-    def answer(self, response: httpx2.Response, content: bytes) -> Answer:
+    def answer(self, response: httpx.Response, content: bytes) -> Answer:
         """Raises `NoAnswer` for what is no response of the protocol. One that holds no choice is an empty answer."""
         kind = response.headers.get("content-type", "")
         if "json" not in kind.lower():
@@ -130,6 +130,9 @@ class TeacherClient:
             )
         try:
             value = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise NoAnswer("malformed-response", self.shown(f"not JSON: {error}")) from None
+        try:
             choices = value["choices"]
             message = choices[0]["message"] if choices else {}
             text = message.get("content") or ""
@@ -138,9 +141,9 @@ class TeacherClient:
             reason = choices[0].get("finish_reason") if choices else None
             usage = value.get("usage") or {}
             counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError) as error:  # another attempt would cost the same again
             sentence = self.shown(f"not a chat completion: {type(error).__name__}: {error}")
-            raise NoAnswer("malformed-response", sentence) from None
+            raise NoAnswer("malformed-response", sentence, again=False) from None
         model = value.get("model")
         return Answer(
             text=self.redacted(whole_characters(text)),
@@ -159,7 +162,7 @@ class TeacherClient:
         return line if len(line) <= SHOWN_CHARS else f"{line[:SHOWN_CHARS]}…"
 
 
-async def whole_body(response: httpx2.Response) -> bytes:
+async def whole_body(response: httpx.Response) -> bytes:
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise NoAnswer("malformed-response", "the answer is compressed, though that was not asked for", again=False)
     received = bytearray()

@@ -101,6 +101,13 @@ class Budget:
             self.spent_requests += 1
             self.reserved += tokens
 
+    async def give_back(self, tokens: int) -> None:
+        """Undo `reserve`: the request is not sent."""
+        async with self.changed:
+            self.spent_requests -= 1
+            self.reserved -= tokens
+            self.changed.notify_all()
+
     async def settle(self, reserved: int, spent: int) -> None:
         async with self.changed:
             self.reserved -= reserved

@@ -57,6 +57,9 @@ class Teacher:
             attempt += 1
             await self.limit.wait(cost, self.pause)
             await self.budget.reserve(cost)
+            if self.stopping.is_set():  # while it waited for the budget
+                await self.budget.give_back(cost)
+                raise Stopping
             spent = 0
             try:
                 self.ledger.add(Asked(request=request, attempt=attempt))

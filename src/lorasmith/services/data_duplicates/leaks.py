@@ -60,23 +60,7 @@ def search(
     """Items are held in memory, rows pass by twice."""
     dataset = named_dataset(workbench, name)
     items = list(wanted)
-    strongest: dict[tuple[int, int], HeldItem] = {}
-    templates = 0
-    for compared, text_of in TEXT_OF.items():
-        sought = read_items(texts(items, text_of), similarity)
-        templates += sought.templates
-        for hit in contaminated(texts(read_examples(workbench, dataset, part), text_of), sought):
-            found = HeldItem(
-                row=int(hit.row),
-                item=int(hit.item),
-                kind=hit.kind,
-                compared=compared,
-                text=hit.text,
-                similarity=hit.similarity,
-            )
-            pair = (found.row, found.item)
-            strongest[pair] = min(strongest.get(pair, found), found, key=lambda one: STRENGTH[one.kind])
-    hits = [strongest[pair] for pair in sorted(strongest)]
+    hits, templates = held_items(lambda: read_examples(workbench, dataset, part), items, similarity)
     of_item: dict[int, str] = {}
     for one in hits:
         of_item[one.item] = min(of_item.get(one.item, one.kind), one.kind, key=STRENGTH.__getitem__)
@@ -94,6 +78,29 @@ def search(
         templates=templates,
         hits=hits,
     )
+
+
+def held_items(
+    rows: Callable[[], Iterable[Example]], items: list[Example], similarity: float
+) -> tuple[list[HeldItem], int]:
+    """The strongest hit of each row and item, and how many runs of words count for nothing. `rows` is read twice."""
+    strongest: dict[tuple[int, int], HeldItem] = {}
+    templates = 0
+    for compared, text_of in TEXT_OF.items():
+        sought = read_items(texts(items, text_of), similarity)
+        templates += sought.templates
+        for hit in contaminated(texts(rows(), text_of), sought):
+            found = HeldItem(
+                row=int(hit.row),
+                item=int(hit.item),
+                kind=hit.kind,
+                compared=compared,
+                text=hit.text,
+                similarity=hit.similarity,
+            )
+            pair = (found.row, found.item)
+            strongest[pair] = min(strongest.get(pair, found), found, key=lambda one: STRENGTH[one.kind])
+    return [strongest[pair] for pair in sorted(strongest)], templates
 
 
 def texts(examples: Iterable[Example], text_of: Callable[[Example], str]) -> Iterator[Text]:

@@ -9,12 +9,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 from lorasmith.schemas.evaluation import Interval
 
 WIDTH = 440
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 44  # margins of charts with two axes
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 44  # margins of charts with two axes
 HEIGHT = 250
+
+
+def page_style() -> str:
+    """The style sheet of pages with charts, for their own `<style>`: a page is one file."""
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
             HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]),
         )
 
-    body = axes([(place(x, 0)[0], x) for x in x_ticks], [(place(0, y)[1], y) for y in y_ticks], x_label, y_label)
+    body = axes([(place(x, 0)[0], f"{x:g}") for x in x_ticks], [(place(0, y)[1], y) for y in y_ticks], x_label, y_label)
     spoken = []
     for one in series:
         placed = [place(x, y) for x, y in one.points]
@@ -110,40 +116,68 @@ def histogram(title: str, values: Sequence[float], *, style: str, x_label: str) 
     counts = [0] * (int(max(values) // width) - first + 1)
     for value in values:
         counts[int(value // width) - first] += 1
-    y_ticks = ticks(0, max(counts))
-    plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-    base = HEIGHT - BOTTOM
-    column = plot_width / len(counts)
-    every = math.ceil(len(counts) / 7)
-    x_marks = [(LEFT + column * i, float((first + i) * width)) for i in range(0, len(counts) + 1, every)]
+    middle = sorted(values)[len(values) // 2]
+    description = f"{len(values)} examples, from {min(values):g} to {max(values):g}, median {middle:g}"
+    return columns(title, first * width, width, counts, style=style, x_label=x_label, description=description)
+
+
+def columns(
+    title: str,
+    start: int,
+    width: int,
+    counts: Sequence[int],
+    *,
+    above: int = 0,
+    limit: int | None = None,
+    style: str,
+    x_label: str,
+    description: str,
+) -> str:
+    """One column for each bin of `width` from `start` on, and behind a gap one for all that is `above` the last.
+
+    `limit` is a line across, where it is among them.
+    """
+    y_ticks = ticks(0, max(*counts, above, 1))
+    plot_height, base = HEIGHT - TOP - BOTTOM, HEIGHT - BOTTOM
+    places = [*range(len(counts)), *([len(counts) + 1] if above else [])]  # in columns; a gap sets the last one off
+    column = (WIDTH - LEFT - RIGHT) / (places[-1] + 1)
+    every = math.ceil(len(counts) / 6)
+    x_marks = [(LEFT + column * i, f"{start + i * width:,}") for i in range(0, len(counts) + 1, every)]
+    if above:
+        x_marks = [mark for mark in x_marks if mark[0] < LEFT + column * (len(counts) - 1.5)]
+        x_marks.append((LEFT + column * (len(counts) + 1), f"{start + len(counts) * width:,}+"))
     body = axes(x_marks, [(base - plot_height * y / y_ticks[-1], y) for y in y_ticks], x_label, "examples")
-    for index, count in enumerate(counts):
+    for place, count in zip(places, [*counts, *([above] if above else [])], strict=True):
         height = plot_height * count / y_ticks[-1]
-        x = LEFT + index * column
+        x = LEFT + place * column
         body.append(
             f'<rect x="{x + 0.5:.1f}" y="{base - height:.1f}" width="{max(column - 1, 0.5):.1f}" height="{height:.1f}" '
             f'class="fill-{style}"/>'
         )
-    middle = sorted(values)[len(values) // 2]
-    description = f"{len(values)} examples, from {min(values):g} to {max(values):g}, median {middle:g}"
+    if limit is not None and start <= limit <= start + width * len(counts):
+        x = LEFT + column * (limit - start) / width
+        body += [line(x, TOP, x, base, "error"), text(x + 5, TOP + 11, f"limit {limit:,}", style="label value")]
     return svg(HEIGHT, title, description, body)
 
 
-def axes(
-    x_marks: list[tuple[float, float]], y_marks: list[tuple[float, float]], x_label: str, y_label: str
-) -> list[str]:
-    """Grid lines and tick labels at (place, value)."""
+def axes(x_marks: list[tuple[float, str]], y_marks: list[tuple[float, float]], x_label: str, y_label: str) -> list[str]:
+    """Grid lines and tick labels at (place, words) and (place, value)."""
     body = []
     for y, value in y_marks:
-        body += [line(LEFT, y, WIDTH - RIGHT, y, "grid"), text(LEFT - 6, y + 4.5, f"{value:g}", anchor="end")]
-    for x, value in x_marks:
-        body.append(text(x, HEIGHT - BOTTOM + 17, f"{value:g}", anchor="middle"))
+        body += [line(LEFT, y, WIDTH - RIGHT, y, "grid"), text(LEFT - 6, y + 4.5, short(value), anchor="end")]
+    for x, words in x_marks:
+        body.append(text(x, HEIGHT - BOTTOM + 17, words, anchor="middle"))
     body.append(text(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 7, x_label, anchor="middle"))
     body.append(
         f'<text transform="translate(12 {(HEIGHT - BOTTOM + TOP) / 2:g}) rotate(-90)" text-anchor="middle" class="label">'
         f"{escape(y_label)}</text>"
     )
     return body
+
+
+def short(value: float) -> str:
+    """1500 → `1.5k`: four digits run into the label beside them."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def nice_step(rough: float) -> float:
