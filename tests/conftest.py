@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,20 @@ def workbench(tmp_path: Path) -> Workbench:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
+    with mounted(tmp_path, megabytes=1):
+        yield tmp_path
+
+
+@contextmanager
+def mounted(folder: Path, megabytes: int) -> Iterator[None]:
+    """A file system of its own at that folder."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a small file system")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # an engine may still be ending there
 
 
 @pytest.fixture(scope="session")

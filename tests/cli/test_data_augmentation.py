@@ -88,7 +88,7 @@ def test_from_a_dataset_to_a_reviewed_one_without_a_trace_of_the_key(
     applied = lorasmith("data", "review", "more", "--reject", "1.1,1.2", "--accept-all", "--apply", "--json")
     assert json.loads(applied.stdout)["part_sizes"] == {"train": 13, "val": 1, "test": 2}
     shown = lorasmith("data", "show", "more").stdout
-    assert "made by            rephrase by stub at 127.0.0.1 4\n" in shown
+    assert "augmented          rephrase by stub at 127.0.0.1 4\n" in shown
     monkeypatch.setenv("TEACHER_KEY", f"wrong-{KEY}")
     refused = lorasmith("data", "augment", "support", *options, exits_with=1)
     assert "the teacher refuses: HTTP 401: wrong key Bearer [api key]" in refused.stderr

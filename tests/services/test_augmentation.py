@@ -17,9 +17,10 @@ from lorasmith.schemas.teachers import Reach
 from lorasmith.services.augmentation import order_of, resume_augmentation, start_augmentation
 from lorasmith.services.augmentation_candidates import greatest_similarity
 from lorasmith.services.augmentation_review import Review, apply_review
-from lorasmith.services.data import read_examples, remove_dataset
+from lorasmith.services.data import read_examples
 from lorasmith.services.data_duplicates.leaks import find_leakage
 from lorasmith.services.data_import import import_dataset
+from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.workbench import Workbench
 from tests.augmentation_jobs import run_job
 from tests.teacher_stub import Reply, Stub, completion, material_of, serving
@@ -321,7 +322,9 @@ def test_a_completed_job_goes_on_only_where_rows_have_failed(workbench: Workbenc
 
 def test_a_review_needs_its_source(workbench: Workbench, augment: Augment, shop: Dataset) -> None:
     job = augment()
-    remove_dataset(workbench, shop.id)
+    with pytest.raises(Conflict, match="is used by job shop-rephrase"):
+        remove_dataset(workbench, shop.id)
+    remove_dataset(workbench, shop.id, force=True)
     with pytest.raises(NotFound, match="the dataset 'shop' .*, which the job augments, is removed"):
         Review(workbench, job)
 

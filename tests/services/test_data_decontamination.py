@@ -64,7 +64,10 @@ def test_rows_that_hold_an_item_leave_every_part_and_the_ledger_says_which(
     for part in ("train", "val", "test"):
         assert find_contamination(workbench, "rows", str(benchmark), part).held == 0  # type: ignore[arg-type]
     step = after.lineage[-1]
-    assert (step.operation, step.spec) == ("decontaminate", {"benchmark": str(benchmark), "similarity": 0.8})
+    assert (step.operation, step.spec) == (
+        "decontaminate",
+        {"benchmark": str(benchmark), "similarity": 0.8, "column_map": {}},
+    )
     assert [one.kind for one in step.inputs] == ["dataset", "benchmark"]
 
 
@@ -108,7 +111,7 @@ def test_rows_of_train_that_hold_held_out_rows_are_taken_out(workbench: Workbenc
     assert held is not None
     assert held.startswith("test row 32 (")
     assert [report.held for report in find_leakage(workbench, "rows")] == [0, 0]
-    assert after.lineage[-1].spec == {"benchmark": None, "similarity": 0.8}
+    assert after.lineage[-1].spec == {"benchmark": None, "similarity": 0.8, "column_map": {}}
     assert replay(workbench, "rows").equal
 
 
@@ -137,6 +140,15 @@ def test_a_replay_searches_again_and_names_a_benchmark_that_changed(
     with pytest.raises(InvalidData) as caught:
         replay(workbench, "rows")
     assert caught.value.message == f"the benchmark {benchmark}, by which rows were taken out, is not there any more"
+
+
+def test_the_columns_of_a_benchmark_are_mapped_also_in_a_replay(
+    workbench: Workbench, rows: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "own.csv").write_text(f'prompt\n"{CLIPS}"\n', encoding="utf-8")
+    decontaminate(workbench, "rows", str(tmp_path / "own.csv"), column_map={"text": "prompt"})
+    assert [row for row, _ in leaks(workbench)] == [1, 2]
+    assert replay(workbench, "rows").equal
 
 
 def test_a_benchmark_that_is_all_of_the_dataset_is_refused(workbench: Workbench, rows: Dataset) -> None:

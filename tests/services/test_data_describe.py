@@ -15,9 +15,10 @@ from lorasmith.files import read_json
 from lorasmith.schemas.data import DataImportSpec, Fate
 from lorasmith.schemas.jobs import Event
 from lorasmith.schemas.statistics import MOST_BINS, Distribution, StatisticsSpec
-from lorasmith.services.data import remove_dataset, tokens_folder
+from lorasmith.services.data import tokens_folder
 from lorasmith.services.data_describe import describe_dataset
 from lorasmith.services.data_import import import_dataset
+from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.data_statistics_page import page, write_page
 from lorasmith.services.workbench import Workbench
 

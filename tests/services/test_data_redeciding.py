@@ -253,3 +253,15 @@ def test_a_stratified_split_holds_the_shares_of_each_label(workbench: Workbench,
     assert import_dataset(workbench, tmp_path / "rows.jsonl", new).sha256 == after.sha256
     back = split(workbench, "notes", {"exact": True}).after
     assert (back.spec and back.spec.stratify, back.lineage[-1].operation) == (None, "import")
+
+
+def test_another_name_is_that_of_all_versions(workbench: Workbench, stories: Path) -> None:
+    imported = import_dataset(workbench, stories, DataImportSpec(name="stories"))
+    fewer = dedup(workbench, "stories", 0.8).after
+    assert data.describe_dataset(workbench, "stories", "tales", "told").name == "tales"
+    assert data.get_dataset(workbench, "tales").id == fewer.id
+    assert data.get_dataset(workbench, f"tales@{imported.sha256[:8]}").id == imported.id
+    assert versions_of(workbench, "stories") == []
+    import_dataset(workbench, stories, DataImportSpec(name="stories"))
+    with pytest.raises(Conflict, match="there is already a dataset named 'stories': dataset_"):
+        data.describe_dataset(workbench, "tales", "stories", None)

@@ -11,11 +11,12 @@ from lorasmith.files import new_id, write_json
 from lorasmith.schemas.adapters import Adapter
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.evaluation import Evaluation
-from lorasmith.schemas.training import TrainingSpec
+from lorasmith.schemas.training import TrainingResult, TrainingSpec
 from lorasmith.services import data
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.data_redeciding import split
 from lorasmith.services.data_removal import remove_dataset
+from lorasmith.services.job_outcomes import keep_adapter
 from lorasmith.services.training import start_training
 from lorasmith.services.workbench import Workbench
 
@@ -119,3 +120,16 @@ def test_many_users_are_counted(workbench: Workbench, support: Dataset) -> None:
     for number in range(7):
         split(workbench, "support", {"salt": f"{number}"}, new_name=f"copy{number}")
     assert refusal(workbench, "support").endswith(" and 2 more")
+
+
+def test_an_adapter_says_which_version_it_was_trained_on(workbench: Workbench, support: Dataset) -> None:
+    job = start_training(workbench, TrainingSpec(model="starter", data="support"))
+    split(workbench, "support", {"salt": "other"})
+    made = workbench.path(job.folder) / "adapter"
+    made.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (made / name).write_text("{}", encoding="utf-8")
+    result = TrainingResult.model_construct(adapter_folder="adapter", validation_loss=None, training_time_seconds=1.0)
+    adapter = keep_adapter(workbench, job, result)
+    assert (adapter.dataset, adapter.dataset_id, adapter.dataset_sha256) == ("support", support.id, support.sha256)
+    assert refusal(workbench, "support") == f"the dataset 'support' is used by job {job.name}, adapter {adapter.name}"

@@ -129,6 +129,9 @@ def test_a_built_in_dataset_is_checked_and_not_imported(workbench: Workbench) ->
 def test_a_source_that_is_not_there_is_not_found(workbench: Workbench, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no file"):
         validate(workbench, tmp_path / "none.jsonl")
+    import_dataset(workbench, EXAMPLES / "faq.csv", DataImportSpec(name="questions"))
+    with pytest.raises(NotFound, match=r"no dataset and no file 'question'; did you mean 'questions'\?"):
+        validate(workbench, "question")
 
 
 @pytest.mark.parametrize("option", ["min_chars", "max_chars"])

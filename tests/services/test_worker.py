@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,15 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.errors import Conflict
+from lorasmith.errors import Conflict, JobFailed
 from lorasmith.files import read_json
 from lorasmith.jobs.folder import newest_checkpoint_name
 from lorasmith.jobs.processes import engine_runs, start_engine
 from lorasmith.schemas.jobs import ACTIVE, Job, JobRequest, JobStatus
 from lorasmith.schemas.training import TrainingSpec
-from lorasmith.services.jobs import ask, queue_again
+from lorasmith.services.jobs import ask, job_events, queue_again, run_in_foreground
 from lorasmith.services.training import start_training
 from lorasmith.services.workbench import Workbench
+from lorasmith.services.worker import Worker
+from tests.conftest import mounted
 
 Queues = Callable[..., Job]
 
@@ -162,3 +165,55 @@ def test_what_cannot_be_asked_is_said(workbench: Workbench, queued: Queues) -> N
     for _ in range(2):
         assert ask(workbench, job, JobRequest.CANCEL).status is JobStatus.CANCELLED
     assert not ACTIVE & {row.status for row in workbench.jobs.list()}
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all that is free."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(65_536))
+    return path
+
+
+def test_a_full_disk_pauses_a_run_which_goes_on_when_there_is_room(
+    workbench: Workbench, queued: Queues, tmp_path: Path
+) -> None:
+    worker = Worker(workbench, 1, lambda job, text: None)
+
+    def look_until(reached: Callable[[Job], bool]) -> Job:
+        deadline = time.monotonic() + 120
+        while not reached(found := workbench.jobs.require(job.id)):
+            assert time.monotonic() < deadline, f"{found.status}: {found.reason}"
+            worker.look()
+            time.sleep(0.05)
+        return found
+
+    job = queued("full", epochs=40)
+    folder = workbench.path(job.folder)
+    (tmp_path / "order").write_bytes((folder / "job.json").read_bytes())
+    with mounted(folder, megabytes=30):
+        (folder / "job.json").write_bytes((tmp_path / "order").read_bytes())
+        look_until(saved(workbench))
+        filler = fill(folder)
+        paused = look_until(has(JobStatus.PAUSED))
+        assert paused.reason_code == "disk_full"
+        assert "the disk is full" in str(paused.reason)
+        filler.unlink()
+        worker.next_disk_look = 0.0
+        assert look_until(has(JobStatus.COMPLETED)).tries == 0
+        steps = [event.data["step"] for event in job_events(workbench, job, type="step")]
+        assert sorted(set(steps)) == list(range(1, 81))
+
+
+def test_a_run_whose_checkpoints_would_not_fit_does_not_begin(
+    workbench: Workbench, queued: Queues, tmp_path: Path
+) -> None:
+    job = queued("too-large")
+    order = (workbench.path(job.folder) / "job.json").read_bytes()
+    with mounted(workbench.path(job.folder), megabytes=1):
+        (workbench.path(job.folder) / "job.json").write_bytes(order)
+        with pytest.raises(JobFailed, match=r"the run's checkpoints need \d MB, and \d MB are free") as failure:
+            run_in_foreground(workbench, job, lambda event: None)
+    assert failure.value.code == "disk_full"
+    assert workbench.jobs.require(job.id).status is JobStatus.PAUSED

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from lorasmith.errors import Conflict, NotFound
+from lorasmith.errors import Conflict, DiskFull, NotFound
 from lorasmith.schemas.models import BaseModelEntry
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
@@ -52,3 +54,26 @@ def test_the_migrations_make_the_tables_that_the_code_declares(workbench: Workbe
     assert current_revision(engine) == HEAD_REVISION
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_rows_that_are_saved_together_are_stored_together_or_not_at_all(workbench: Workbench) -> None:
+    workbench.models.add(entry("llama"))
+    old = entry("llama").model_copy(update={"name": "llama@1"})
+    new = entry("llama").model_copy(update={"id": "model_2"})
+    workbench.models.save(old, new)
+    assert [(row.id, row.name) for row in workbench.models.list()] == [("model_2", "llama"), ("model_llama", "llama@1")]
+    third = entry("llama").model_copy(update={"id": "model_3"})
+    with pytest.raises(Conflict, match="there is already a model named 'llama'") as raised:
+        workbench.models.save(old.model_copy(update={"name": "llama@2"}), third)
+    assert raised.value.hint == "another process made it: try again"
+    assert workbench.models.require("model_llama").name == "llama@1"
+
+
+def test_a_row_that_does_not_fit_is_a_full_disk(small_disk: Path) -> None:
+    workbench = Workbench.open(Settings(home=small_disk / "home"))
+    try:
+        with pytest.raises(DiskFull, match=r"the disk is full: writing below .* failed with"):
+            workbench.models.add(entry("llama").model_copy(update={"location": "x" * 2_000_000}))
+        assert workbench.models.list() == []
+    finally:
+        workbench.models.engine.dispose()  # so that the file system below it can be taken away

@@ -58,10 +58,11 @@ ROUTERS = (
 
 def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     """The application of one home folder."""
-    importer = Importer(workbench)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.importer = importer = Importer(workbench)
+        app.state.feeds = Feeds(workbench)
         looking = asyncio.create_task(app.state.feeds.run())
         importer.begin()
         with own_worker(workbench, settings):
@@ -81,9 +82,7 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     )
     credentials = Credentials(workbench.home)
     app.state.workbench = workbench
-    app.state.feeds = Feeds(workbench)
     app.state.settings = settings
-    app.state.importer = importer
     app.state.retries = Retries()
     app.state.replies = Replies(server_folder(workbench.home) / "replies.sqlite")
     app.state.credentials = credentials

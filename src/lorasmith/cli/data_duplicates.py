@@ -117,18 +117,14 @@ def contamination(
     """Show rows that hold items of a benchmark, or take them out"""
     if reject and part:
         raise InvalidSpec("--reject takes rows out of every part: leave --part out")
-    if reject and map:
-        raise InvalidSpec(
-            "--reject looks for the items of a benchmark in a known format, without --map",
-            hint="import the benchmark as a dataset with --map first, and give its name",
-        )
-    if reject:
-        decontaminate(context, name, benchmark, similarity, new_name, as_json)
-        return
-    from lorasmith.services.data_duplicates.leaks import find_contamination
     from lorasmith.services.data_mapping import parse_mapping
 
     columns = parse_mapping(map or [])
+    if reject:
+        decontaminate(context, name, benchmark, similarity, columns, new_name, as_json)
+        return
+    from lorasmith.services.data_duplicates.leaks import find_contamination
+
     report = find_contamination(
         open_workbench(context), name, benchmark, known_part(part or "train"), similarity, columns
     )
@@ -148,7 +144,7 @@ def leakage(
 ) -> None:
     """Show rows of train that hold rows of val or test, or take them out"""
     if reject:
-        decontaminate(context, name, None, similarity, new_name, as_json)
+        decontaminate(context, name, None, similarity, {}, new_name, as_json)
         return
     from lorasmith.services.data_duplicates.leaks import find_leakage
 
@@ -161,12 +157,18 @@ def leakage(
 
 
 def decontaminate(
-    context: typer.Context, name: str, benchmark: str | None, similarity: float, new_name: str | None, as_json: bool
+    context: typer.Context,
+    name: str,
+    benchmark: str | None,
+    similarity: float,
+    columns: dict[str, str],
+    new_name: str | None,
+    as_json: bool,
 ) -> None:
     from lorasmith.services.data_decontamination import decontaminate
 
-    done = decontaminate(open_workbench(context), name, benchmark, similarity, new_name=checked_name(new_name))
-    show_redecision(done, as_json)
+    workbench, new_name = open_workbench(context), checked_name(new_name)
+    show_redecision(decontaminate(workbench, name, benchmark, similarity, columns, new_name=new_name), as_json)
 
 
 def show_contamination(report: ContaminationReport) -> None:

@@ -25,9 +25,9 @@ def summary(dataset: Dataset) -> dict[str, str]:
     }
     if dataset.statistics.get("ignored_fields"):
         fields["not used"] = counts(dataset.statistics["ignored_fields"])
-    for name in ("flags", "languages", "made_by"):
+    for name, label in (("flags", "flags"), ("languages", "languages"), ("made_by", "augmented")):
         if dataset.statistics.get(name):
-            fields[name.replace("_", " ")] = counts(dataset.statistics[name])
+            fields[label] = counts(dataset.statistics[name])
     if dataset.statistics.get("split_note"):
         fields["note"] = dataset.statistics["split_note"]
     return fields

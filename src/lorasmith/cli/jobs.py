@@ -91,13 +91,15 @@ def ask(context: typer.Context, name: str, request: JobRequest) -> None:
 
 @app.command("resume")
 def resume_job(context: typer.Context, job: str) -> None:
-    """Queue a stopped training job again; a worker goes on from its last checkpoint"""
+    """Queue a stopped training or augmentation job again; a worker goes on from what is saved"""
     from lorasmith.services import jobs
 
     workbench = open_workbench(context)
     queued = jobs.queue_again(workbench, jobs.show_job(workbench, job))
     console_err().print(f"{queued.id} is queued", markup=False)
-    hint("lorasmith worker or lorasmith serve runs it; lorasmith train --resume goes on in this terminal")
+    hint(
+        "lorasmith worker or lorasmith serve runs it; lorasmith train --resume or data augment --resume goes on in this terminal"
+    )
 
 
 @app.command("watch")

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +30,9 @@ STAGES = {
 }
 
 
+RESERVE, RESERVE_BYTES = "reserve", 256 * 1024  # what a full disk leaves for `error.json` and the last events
+
+
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         print("usage: python -m lorasmith.engine JOB_FOLDER", file=sys.stderr)
@@ -39,6 +43,9 @@ def main(arguments: list[str]) -> int:
         print(f"another engine process runs in {folder}", file=sys.stderr)
         return Conflict.exit_code
     (folder / "error.json").unlink(missing_ok=True)
+    reserve = folder / RESERVE
+    with suppress(OSError):  # a disk that is full already has no room for it either
+        reserve.write_bytes(bytes(RESERVE_BYTES))
     report = Reporter(folder)
     report.obey_signals()
     report("started", pid=os.getpid())
@@ -48,10 +55,12 @@ def main(arguments: list[str]) -> int:
         failure = explain(error)
         if not isinstance(error, LorasmithError):
             traceback.print_exc()
+        reserve.unlink(missing_ok=True)
         write_json(folder / "error.json", failure.model_dump())
         status = error.code if isinstance(error, Interrupted) else "failed"
         report("ended", status=status, **failure.model_dump())
         return failure.exit_code
+    reserve.unlink(missing_ok=True)
     write_json(folder / "result.json", result.model_dump(mode="json"))
     report("ended", status="completed")
     return 0

@@ -53,6 +53,9 @@ class DecontaminationSpec(BaseModel):
 
     benchmark: str | None
     similarity: float
+    column_map: dict[str, str] = Field(
+        default_factory=dict, description="Columns of a benchmark file, as in an import."
+    )
 
 
 class ReplayedStep(BaseModel):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
+from lorasmith.endpoints import check_endpoint, parse_endpoint, read_key
 from lorasmith.errors import Conflict, InvalidData, InvalidSpec, NotFound
 from lorasmith.files import read_json
 from lorasmith.jobs.folder import ORDER, write_order
-from lorasmith.outgoing import check_endpoint, parse_endpoint, read_key
 from lorasmith.schemas.augmentation import AugmentationInputs, AugmentationSpec
 from lorasmith.schemas.data import Dataset
 from lorasmith.schemas.jobs import Event, Job, JobKind, JobOrder, JobStatus, now
@@ -81,8 +81,9 @@ def resume_augmentation(
         spec.teacher.budget_requests = budget_requests
     if budget_tokens is not None:
         spec.teacher.budget_tokens = budget_tokens
-    order.spec = job.spec = spec.model_dump(mode="json")
+    order.spec = spec.model_dump(mode="json")
     write_order(workbench.path(job.folder), order)
+    job = workbench.jobs.change(job.id, lambda stored: setattr(stored, "spec", order.spec))
     return augment(workbench, job, watch)
 
 

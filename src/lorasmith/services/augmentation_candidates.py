@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lorasmith.endpoints import parse_endpoint
 from lorasmith.files import write_text
-from lorasmith.outgoing import parse_endpoint
 from lorasmith.schemas.augmentation import (
     AugmentationInputs,
     AugmentationMethod,

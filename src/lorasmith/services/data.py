@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from lorasmith.errors import NotFound
+from lorasmith.errors import Conflict, NotFound
 from lorasmith.files import disk_errors, folder_size_bytes
 from lorasmith.schemas.data import Dataset, Example, Fate, FindingName, LedgerLine, Part
 from lorasmith.schemas.jobs import now
 from lorasmith.services.data_parts import LEDGER
-from lorasmith.services.data_versions import current_versions, require_version
+from lorasmith.services.data_versions import current_versions, require_version, versions_of
 
 TOKENS = "tokens"
 
@@ -32,12 +32,19 @@ def get_dataset(workbench: Workbench, name_or_id: str) -> Dataset:
 
 
 def describe_dataset(workbench: Workbench, name_or_id: str, name: str | None, description: str | None) -> Dataset:
-    """Give it another name (None: the same) and description (None: none)."""
+    """Give it another name (None: the same), with all its versions, and description (None: none)."""
     dataset = get_dataset(workbench, name_or_id)
-    if name is not None:
-        dataset.name = name
-    dataset.description, dataset.updated_at = description, now()
-    return workbench.datasets.replace(dataset)
+    versions = versions_of(workbench, dataset.plain_name)
+    if name is not None and name != dataset.plain_name:
+        taken = workbench.datasets.get(name)
+        if taken is not None:
+            raise Conflict(f"there is already a dataset named {name!r}: {taken.id}")
+        for one in versions:
+            one.name = name + one.name.removeprefix(one.plain_name)
+    changed = next(one for one in versions if one.id == dataset.id)
+    changed.description, changed.updated_at = description, now()
+    workbench.datasets.save(*versions)
+    return changed
 
 
 def tokens_folder(workbench: Workbench, dataset_id: str) -> Path:

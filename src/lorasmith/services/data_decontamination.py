@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ def decontaminate(
     name: str,
     benchmark: str | None,
     similarity: float = DEFAULT_SIMILARITY,
+    column_map: Mapping[str, str] | None = None,
     *,
     new_name: str | None = None,
     report: Report = silent,
@@ -44,7 +45,9 @@ def decontaminate(
     rows_per_band(similarity)
     before = require_version(workbench, name)
     inputs = [benchmark_input(workbench, benchmark)] if benchmark is not None else []
-    spec = DecontaminationSpec(benchmark=inputs[0].name if inputs else None, similarity=similarity)
+    spec = DecontaminationSpec(
+        benchmark=inputs[0].name if inputs else None, similarity=similarity, column_map=dict(column_map or {})
+    )
     verify_manifest(workbench.path(before.folder))
     leaks = leaking_rows(workbench, workbench.path(before.folder), spec)
     after = decide_again(
@@ -65,7 +68,7 @@ def benchmark_input(workbench: Workbench, benchmark: str) -> StepInput:
 def leaking_rows(workbench: Workbench, stored: Path, spec: DecontaminationSpec) -> dict[int, str]:
     """Input row of a version → what it holds, such as `bench.jsonl item 3 (exact)` or `test row 7 (similar 0.85)`."""
     if spec.benchmark is not None:
-        items = [example for example, _ in examples_of(workbench, spec.benchmark)]
+        items = [example for example, _ in examples_of(workbench, spec.benchmark, spec.column_map)]
         hits, _ = held_items(lambda: rows_that_may_stay(stored), items, spec.similarity)
         return strongest_of_rows(f"{Path(spec.benchmark).name} item", hits)
     found: dict[int, str] = {}

@@ -41,8 +41,12 @@ def named_dataset(workbench: Workbench, name: str) -> Dataset:
         return import_file(workbench, path.resolve())
     if "@" in name and versions_of(workbench, name.partition("@")[0]):
         require_version(workbench, name)
+    raise neither_dataset_nor_file(workbench, name)
+
+
+def neither_dataset_nor_file(workbench: Workbench, name: str) -> NotFound:
     near = closest(name, {*(one.name for one in current_versions(workbench)), *DATASETS})
-    raise NotFound(
+    return NotFound(
         f"no dataset and no file {name!r}" + (f"; did you mean {near!r}?" if near else ""),
         hint="lorasmith data import FILE --name NAME, or one of the built-in: " + ", ".join(DATASETS),
     )

@@ -22,6 +22,7 @@ from lorasmith.services.data_import import open_context
 from lorasmith.services.data_progress import Report, silent
 from lorasmith.services.data_reading import Source
 from lorasmith.services.data_rows import RawRow
+from lorasmith.services.data_sources import neither_dataset_nor_file
 from lorasmith.services.data_split import assign_parts
 from lorasmith.services.data_versions import find_version
 from lorasmith.services.data_writing import own_row
@@ -57,7 +58,9 @@ def validate_data(
 
     context = open_context(workbench, spec.tokenizer) if spec.tokenizer else None
     dataset = find_version(workbench, source)
-    opened = open_stored(workbench, dataset, spec) if dataset else Source.open(path_of(source), spec.encoding)
+    opened = (
+        open_stored(workbench, dataset, spec) if dataset else Source.open(path_of(workbench, source), spec.encoding)
+    )
     with (
         tempfile.TemporaryDirectory() as folder,
         Curation(Path(folder), opened, spec, context=context, follow=follow) as work,
@@ -89,9 +92,14 @@ def validate_data(
         )
 
 
-def path_of(source: str) -> Path:
+def path_of(workbench: Workbench, source: str) -> Path:
+    """Of a file, a folder, a built-in dataset or an id on the hub. Raises `NotFound` for what looks like none of them."""
     path = Path(source).expanduser()
-    return starter_dataset(source) if source in DATASETS and not path.exists() else path
+    if path.exists() or "/" in source or path.suffix:
+        return path
+    if source in DATASETS:
+        return starter_dataset(source)
+    raise neither_dataset_nor_file(workbench, source)
 
 
 def open_stored(workbench: Workbench, dataset: Dataset, spec: DataPreparationSpec) -> Source:

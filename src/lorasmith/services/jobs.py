@@ -22,7 +22,7 @@ from lorasmith.jobs.folder import (
 )
 from lorasmith.jobs.leases import LeaseKeeper, holder
 from lorasmith.jobs.processes import EngineProcess, engine_runs, start_engine
-from lorasmith.jobs.runner import POLL_S, follow
+from lorasmith.jobs.runner import POLL_S, follow, how_it_ended
 from lorasmith.schemas.jobs import (
     ACTIVE,
     KEEPS_ITS_WORK,
@@ -150,30 +150,35 @@ def given_up(workbench: Workbench, job: Job) -> JobFailed:
     return failure
 
 
-def conclude(workbench: Workbench, job: Job, lease: Lease) -> Job:
-    """Store what the folder of an engine that has ended says: what it made first, then the row."""
+def conclude(workbench: Workbench, job: Job, lease: Lease, returncode: int | None = None) -> Job:
+    """Store what the folder of an engine that has ended says: what it made first, then the row.
+
+    `returncode` is that of the process, if this one has started it.
+    """
     folder = workbench.path(job.folder)
     result, error = read_result(folder), read_error(folder)
+    reached = newest_checkpoint_name(folder)
+    silent = f"the engine process {how_it_ended(returncode)}" + (f" after {reached} was saved" if reached else "")
     adapter = keep_outcome(workbench, job, result) if result is not None else None
 
     def note(stored: Job) -> None:
         stored.pid = stored.process_started = None
         stored.completed_at = datetime.now(UTC)
-        stored.status, stored.reason_code, stored.reason = verdict(stored, result, error)
+        stored.status, stored.reason_code, stored.reason = verdict(stored, result, error, silent)
         stored.result, stored.request, stored.adapter_id = result, None, adapter.id if adapter else None
 
     return workbench.jobs.change(job.id, note, lease=lease)
 
 
 def verdict(
-    job: Job, result: dict[str, Any] | None, error: JobError | None
+    job: Job, result: dict[str, Any] | None, error: JobError | None, silent: str
 ) -> tuple[JobStatus, str | None, str | None]:
-    """Status, reason code and reason of a job whose engine has ended."""
+    """Status, reason code and reason of a job whose engine has ended; `silent` is the reason where it has given none."""
     wanted = STOPS_AS.get(job.request) if job.request else None
     if result is not None:
         return JobStatus.COMPLETED, None, None
     if error is None:
-        return wanted or JobStatus.INTERRUPTED, "crashed", "the engine process ended without a word"
+        return wanted or JobStatus.INTERRUPTED, "crashed", silent
     if error.reason_code in STOPS:
         return wanted or JobStatus(error.reason_code), error.reason_code, error.message
     if error.reason_code == "disk_full" and job.kind is JobKind.TRAINING:

@@ -20,6 +20,7 @@ from lorasmith.services.workbench import Workbench
 from lorasmith.store.leases import Lease
 
 LOOK_S = 0.2  # between two looks at the engines' events and at the queue
+CLAIM_EVERY_S = 1.0  # a claim locks the database, if only for a moment
 ADOPT_EVERY_S = 2.0
 DISK_EVERY_S = 30.0
 STORE_AGAIN_S = 10.0
@@ -55,7 +56,7 @@ class Worker:
         self.workbench, self.cores, self.tell = workbench, cores, tell
         self.running: list[Running] = []
         self.keeper = LeaseKeeper(workbench.jobs)
-        self.next_adoption = self.next_disk_look = 0.0
+        self.next_adoption = self.next_disk_look = self.next_claim = 0.0
 
     def run(self, stopped: Callable[[float], bool]) -> None:
         """Work until `stopped(seconds)`, which waits that long, says so."""
@@ -81,8 +82,10 @@ class Worker:
         if now >= self.next_disk_look:
             self.next_disk_look = now + DISK_EVERY_S
             self.wake_for_room()
-        while (claimed := self.workbench.jobs.claim(holder(), self.cores)) is not None:
-            self.start(*claimed)
+        if now >= self.next_claim:
+            self.next_claim = now + CLAIM_EVERY_S
+            while (claimed := self.workbench.jobs.claim(holder(), self.cores)) is not None:
+                self.start(*claimed)
 
     def follow(self, running: Running) -> None:
         """Read what its engine says; when it has ended, store what came of it."""
@@ -151,7 +154,7 @@ class Worker:
         if running.process.returncode == -signal.SIGKILL and running.job.kind is JobKind.TRAINING:
             note_kill(self.workbench.path(running.job.folder))
         try:
-            self.conclude(running.job, running.lease)
+            self.conclude(running.job, running.lease, running.process.returncode)
         except LostLease:
             raise
         except LorasmithError as error:  # a full disk, a busy database: what the engine made stays in its folder
@@ -161,9 +164,10 @@ class Worker:
         self.running.remove(running)
         self.keeper.drop(running.lease)
 
-    def conclude(self, job: Job, lease: Lease) -> None:
+    def conclude(self, job: Job, lease: Lease, returncode: int | None = None) -> None:
         """Store what came of it; a crashed job that may go on waits in the queue, each time longer."""
-        concluded = conclude(self.workbench, job, lease)
+        concluded = conclude(self.workbench, job, lease, returncode)
+        self.next_claim = 0.0
         wait_s = 0.0
         if concluded.status is JobStatus.INTERRUPTED and concluded.reason_code == "crashed" and concluded.auto_resume:
             concluded, wait_s = self.try_again(concluded, lease)

@@ -93,6 +93,12 @@ class JobTable(Table[Job]):
         Higher priority first, then the older. `cores` are all that jobs on the CPU may use together; a job that names
         none takes all. A GPU runs one job. What does not fit blocks its lane, so that small jobs cannot starve it.
         """
+        with reading(self.engine) as session:
+            if (
+                session.scalar(select(JobRecord.id).where(JobRecord.status == JobStatus.QUEUED, free()).limit(1))
+                is None
+            ):
+                return None
         with transaction(self.engine) as session:
             used = lanes_in_use(session, cores)
             waiting = (

@@ -168,7 +168,7 @@ def assemble_turns(draft: Draft, encoded: Iterator[list[int]], stop_ids: set[int
             checks.fail(
                 "prompt-differs-when-served", "the prompt has other token ids in training than when it is served"
             )
-        stop = next((position for position, token in enumerate(answer) if token in stop_ids), None)
+        stop = min((answer.index(token) for token in stop_ids if token in answer), default=None)
         if stop is None and not turn.trained:
             stop = len(answer) - 1
         if stop is None:

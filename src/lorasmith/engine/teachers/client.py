@@ -15,8 +15,9 @@ from typing import Any
 
 import httpx
 
+from lorasmith.endpoints import Endpoint
 from lorasmith.errors import LorasmithError, TeacherFailed
-from lorasmith.outgoing import CheckedTransport, Endpoint, outgoing_client
+from lorasmith.outgoing import CheckedTransport, outgoing_client
 from lorasmith.schemas.teachers import FailureReason, Reach, TeacherSpec
 
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024

@@ -9,10 +9,10 @@ import os
 import random
 import time
 
+from lorasmith.endpoints import parse_endpoint, read_key
 from lorasmith.engine.teachers.client import Messages, NoAnswer, TeacherClient
 from lorasmith.engine.teachers.ledger import RequestLedger
 from lorasmith.engine.teachers.limits import Budget, RateLimit, estimated_tokens, pause_s
-from lorasmith.outgoing import parse_endpoint, read_key
 from lorasmith.schemas.teachers import Answered, Asked, Reach, TeacherSpec, Unanswered
 
 

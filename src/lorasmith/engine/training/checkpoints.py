@@ -16,8 +16,16 @@ from torch.optim import Optimizer
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.initial import save_adapter
 from lorasmith.engine.training.schedule import best_evaluation
-from lorasmith.errors import InvalidData, NotFound
-from lorasmith.files import MANIFEST, STAGING_PREFIX, read_json, staged_folder, verify_manifest, write_json
+from lorasmith.errors import DiskFull, InvalidData, NotFound
+from lorasmith.files import (
+    MANIFEST,
+    STAGING_PREFIX,
+    folder_size_bytes,
+    read_json,
+    staged_folder,
+    verify_manifest,
+    write_json,
+)
 
 FOLDER, BEST_FOLDER = "checkpoints", "best"
 
@@ -74,6 +82,23 @@ def save_checkpoint(
     for old in whole_checkpoints(job)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def check_room(job: Path, model: PeftModel, keep: int, saves: int) -> None:
+    """Raise `DiskFull` before the first step where the checkpoints of the run would not fit.
+
+    A checkpoint holds the adapter twice, as PEFT stores it and in fp32, and two states of the optimizer: 16 bytes a trained
+    weight. One more than is kept is there while the oldest goes.
+    """
+    weights = sum(parameter.numel() for parameter in trainable(model).values())
+    there = sum(folder_size_bytes(folder) for folder in whole_checkpoints(job))
+    needed = 16 * weights * min(saves, keep + 1) - there
+    free = shutil.disk_usage(job).free
+    if needed > free:
+        raise DiskFull(
+            f"the run's checkpoints need {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free in {job}",
+            hint="free some space, or set training.keep_checkpoints to less",
+        )
 
 
 def whole_checkpoints(job: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.batches import StepPlan
 from lorasmith.engine.training.checkpoints import (
     Progress,
+    check_room,
     checkpoint_folder,
     remove_old_best,
     save_best,
@@ -71,6 +72,8 @@ def train(run: TrainingRun, report: Reporter) -> bool:
     eval_every = interval(settings.eval_every, plan.total_steps, at_least=10)
     save_every = interval(settings.save_every, plan.total_steps, at_least=3)
     log_every = interval(settings.log_every, plan.total_steps, at_least=20)
+    if run.devices.first:
+        check_room(run.job, run.model, settings.keep_checkpoints, saves=-(-plan.total_steps // save_every))
     warmup = warmup_length(settings.warmup_steps, settings.warmup_ratio, plan.total_steps)
     if settings.warmup_steps and warmup < settings.warmup_steps:
         report("note", text=f"warm-up is {warmup} steps, a tenth of the run, instead of {settings.warmup_steps}")
