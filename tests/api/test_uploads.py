@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from starlette.testclient import TestClient
 from lorasmith.api.app import create_app
 from lorasmith.schemas.data import DataImportSpec
 from lorasmith.schemas.uploads import DatasetStatus
+from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.uploads import begin_upload, find_upload, finish_upload
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import ServerSettings
@@ -315,6 +317,26 @@ def test_a_restarted_server_goes_on_with_an_import(workbench: Workbench) -> None
     with TestClient(app, base_url=BASE) as client:
         client.headers["Authorization"] = f"Bearer {app.state.credentials.token.value}"
         assert until_settled(client, f"{DATASETS}/{upload.id}")["num_examples"] == 20
+
+
+def test_a_starting_server_removes_what_a_killed_one_was_receiving_and_what_is_stale(workbench: Workbench) -> None:
+    kept = begin_upload(workbench, "a.jsonl", 10, DataImportSpec(name="kept"))
+    stale = begin_upload(workbench, "b.jsonl", 10, DataImportSpec(name="stale"))
+    long_ago = time.time() - 8 * 24 * 3600
+    os.utime(workbench.path(stale.content), (long_ago, long_ago))
+    received = workbench.path("uploads") / ".staging-incoming_1"
+    received.write_bytes(b"half")
+    with TestClient(create_app(workbench, ServerSettings()), base_url=BASE):
+        pass
+    assert not received.exists()
+    assert find_upload(workbench, stale.id) is None
+    assert find_upload(workbench, kept.id) == kept
+
+
+def test_the_command_line_removes_the_uploaded_file_with_its_dataset(client: TestClient, workbench: Workbench) -> None:
+    send(client, rows(5))
+    remove_dataset(workbench, "sums")
+    assert nothing_is_left(workbench)
 
 
 def test_a_stopped_server_leaves_the_import_for_the_next_one(workbench: Workbench) -> None:

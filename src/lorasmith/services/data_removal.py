@@ -50,7 +50,8 @@ def remove_dataset(workbench: Workbench, name: str, *, force: bool = False) -> l
     if left and all(one.name != plain_name for one in left):
         workbench.datasets.save(left[-1].model_copy(update={"name": plain_name}))
     for dataset in removed:
-        for folder in (workbench.path(dataset.folder), tokens_folder(workbench, dataset.id)):
+        uploaded = workbench.path(f"uploads/{dataset.id}")
+        for folder in (workbench.path(dataset.folder), tokens_folder(workbench, dataset.id), uploaded):
             if folder.exists():
                 shutil.rmtree(folder)
     return removed

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidData, LorasmithError, NotFound
-from lorasmith.files import existing_parent, new_id, read_json, sha256_file, write_json
+from lorasmith.files import STAGING_PREFIX, existing_parent, new_id, read_json, sha256_file, write_json
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.jobs import now
 from lorasmith.schemas.uploads import DatasetStatus, Upload
@@ -202,7 +202,9 @@ def import_upload(workbench: Workbench, upload: Upload, is_stopping: Callable[[]
 
 
 def remove_stale_uploads(workbench: Workbench) -> None:
-    """Remove what has been begun and not gone on with for `STALE_AFTER`."""
+    """Remove what has been begun and not gone on with for `STALE_AFTER`, and what a killed server was receiving."""
+    for left in workbench.path(UPLOADS).glob(f"{STAGING_PREFIX}*"):
+        left.unlink()
     for upload in list_uploads(workbench):
         content = workbench.path(upload.content)
         changed = datetime.fromtimestamp(content.stat().st_mtime, UTC) if content.exists() else upload.updated_at

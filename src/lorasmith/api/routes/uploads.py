@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response
@@ -202,21 +204,18 @@ async def add_to_upload(
     return found
 
 
-class only_writer:
+@contextmanager
+def only_writer(upload_id: str) -> Iterator[None]:
     """Raises `Conflict` while another request writes into the upload."""
-
-    def __init__(self, upload_id: str) -> None:
-        self.upload_id = upload_id
-
-    def __enter__(self) -> None:
+    with FILLING_LOCK:
+        if upload_id in FILLING:
+            raise Conflict(f"another request writes into the upload {upload_id}", hint="wait for it")
+        FILLING.add(upload_id)
+    try:
+        yield
+    finally:
         with FILLING_LOCK:
-            if self.upload_id in FILLING:
-                raise Conflict(f"another request writes into the upload {self.upload_id}", hint="wait for it")
-            FILLING.add(self.upload_id)
-
-    def __exit__(self, *_: object) -> None:
-        with FILLING_LOCK:
-            FILLING.discard(self.upload_id)
+            FILLING.discard(upload_id)
 
 
 @parts_router.post("/{upload_id}/complete", status_code=202)
