@@ -77,6 +77,7 @@ def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
     """
     folder = workbench.path(job.folder)
     job, lease = workbench.jobs.take(job.id, holder(), set(JobStatus) - ACTIVE)
+    workbench.jobs.change(job.id, lambda stored: setattr(stored, "tries", 0), lease=lease)
     with LeaseKeeper(workbench.jobs, lease):
         try:
             while True:
