@@ -118,7 +118,7 @@ def test_the_openai_client_trains_and_does_not_notice_that_the_server_was_killed
     server = start()
     with OpenAI(base_url=f"{server.url}/v1", api_key=server.token) as client:
         file = client.files.create(file=rows, purpose="fine-tune")
-        hyperparameters: Any = {"n_epochs": 50, "batch_size": 4}
+        hyperparameters: Any = {"n_epochs": 30, "batch_size": 4}
         method: Any = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
         job = client.fine_tuning.jobs.create(model="starter", training_file=file.id, suffix="twice", method=method)
         own_id = job.id.replace("ftjob-", "job_")
@@ -139,7 +139,7 @@ def test_the_openai_client_trains_and_does_not_notice_that_the_server_was_killed
         messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
         assert messages[0] == "The job has ended: completed"
         checkpoint = client.fine_tuning.jobs.checkpoints.list(job.id).data[0]
-        assert (checkpoint.step_number, checkpoint.fine_tuning_job_id) == (500, job.id)
+        assert (checkpoint.step_number, checkpoint.fine_tuning_job_id) == (300, job.id)
     events = [json.loads(line) for line in (workbench.path(f"jobs/{own_id}") / "events.jsonl").open(encoding="utf-8")]
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert sum(event["type"] == "started" for event in events) == 1

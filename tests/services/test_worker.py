@@ -100,6 +100,7 @@ def test_queued_jobs_run_by_priority_and_leave_their_adapters(
     assert (never.status, never.started_at) == (JobStatus.CANCELLED, None)
 
 
+@pytest.mark.slow
 def test_an_engine_outlives_its_worker_and_the_next_one_adopts_it(
     workbench: Workbench, queued: Queues, worker: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
@@ -176,6 +177,7 @@ def fill(disk: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_full_disk_pauses_a_run_which_goes_on_when_there_is_room(
     workbench: Workbench, queued: Queues, tmp_path: Path
 ) -> None:

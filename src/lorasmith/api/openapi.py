@@ -18,6 +18,9 @@ Every request needs `Authorization: Bearer TOKEN` (`lorasmith api-token`) or the
 the login itself. Lists are paged by `limit` and `cursor`. What starts work answers 202 with a `Location`. Errors are RFC 9457 problems with a
 stable `code` and, where there is one, a `hint`.
 """
+DOCUMENT: dict[
+    str, Any
+] = {}  # made by the first application of a process, in a second; the others have the same routes
 METHODS = ("get", "put", "post", "delete", "patch", "head")
 EXPLAINED = {  # status to when it comes, code and an example of its detail
     400: ("A field does not fit", "invalid_request", "body /model: Field required"),
@@ -46,9 +49,9 @@ def describe(app: FastAPI) -> None:
     """Make `app.openapi()` this document."""
 
     def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = whole(app)
-        return app.openapi_schema
+        if not DOCUMENT:
+            DOCUMENT.update(whole(app))
+        return DOCUMENT
 
     app.openapi = document  # type: ignore[method-assign]  # how FastAPI wants it extended
 
