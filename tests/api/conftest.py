@@ -16,7 +16,6 @@ from lorasmith.services.workbench import Workbench
 from lorasmith.settings import ServerSettings
 
 BASE = "http://127.0.0.1:8420"
-PASSWORD = "correct horse battery"
 V1 = "/api/v1/finetune"
 
 
@@ -24,7 +23,7 @@ V1 = "/api/v1/finetune"
 def settings(tmp_path: Path) -> ServerSettings:
     roots = tmp_path / "roots"
     roots.mkdir()
-    return ServerSettings(password=PASSWORD, import_roots=(roots,), max_body_bytes=100_000, max_upload_bytes=1_000_000)
+    return ServerSettings(import_roots=(roots,), max_body_bytes=100_000, max_upload_bytes=1_000_000)
 
 
 @pytest.fixture

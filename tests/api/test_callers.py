@@ -15,8 +15,10 @@ from starlette.websockets import WebSocketDisconnect
 from lorasmith.api.credentials import CHANGE_HEADER, SESSION_COOKIE
 from lorasmith.api.security import PUBLIC
 from lorasmith.services.access import rotate_token
-from tests.api.conftest import BASE, PASSWORD, V1
+from lorasmith.settings import ServerSettings
+from tests.api.conftest import BASE, V1
 
+PASSWORD = "correct horse battery"
 TOKEN = object()  # stands for the right one
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SITE = {"Authorization": TOKEN}
@@ -39,6 +41,12 @@ BAD_CALLERS: dict[str, tuple[int, dict[str, Any]]] = {
     "a page of another site": (403, {**SITE, "Sec-Fetch-Site": "cross-site"}),
     "a page of a sister site": (403, {**SITE, "Sec-Fetch-Site": "same-site"}),
 }
+
+
+@pytest.fixture
+def settings() -> ServerSettings:
+    """With a password, whose hash takes a quarter of a second."""
+    return ServerSettings(password=PASSWORD)
 
 
 def operations(app: FastAPI) -> Iterator[tuple[str, str]]:

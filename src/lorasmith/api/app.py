@@ -61,7 +61,7 @@ ROUTERS = (
 @cache
 def all_routes() -> list[BaseRoute]:
     """Reading their signatures takes a third of a second, once a process."""
-    routes = APIRouter()
+    routes = APIRouter(generate_unique_id_function=lambda route: route.name)
     for router in ROUTERS:
         routes.include_router(router)
     return routes.routes
@@ -89,7 +89,6 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name,
     )
     credentials = Credentials(workbench.home)
     app.state.workbench = workbench
