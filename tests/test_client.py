@@ -17,7 +17,9 @@ from lorasmith.services.access import api_token
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.jobs import job_events
 from lorasmith.services.workbench import Workbench
+from tests.test_docs import blocks
 
+SERVER_GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "server.md"
 WEB = Path(__file__).parents[1] / "web"
 
 
@@ -73,10 +75,15 @@ def test_the_example_lists_queues_follows_and_cancels(
     rows = tmp_path / "support.jsonl"
     rows.write_text("".join(f'{{"instruction": "Say {n}.", "output": "{n}"}}\n' for n in range(20)), encoding="utf-8")
     import_dataset(workbench, rows, DataImportSpec(name="support"))
-    run("npm", "run", "build")
-    printed = run(
-        "node", "build/examples/jobs.js", server, environment={"LORASMITH_TOKEN": api_token(workbench.home)}
-    ).splitlines()
+    guide = WEB / "src" / "guide.ts"
+    (block,) = (block.code for block in blocks(SERVER_GUIDE) if block.language == "ts")
+    guide.write_text(block.replace("http://127.0.0.1:8421", server), encoding="utf-8")
+    try:
+        run("npm", "run", "build")
+    finally:
+        guide.unlink()
+    token = {"LORASMITH_TOKEN": api_token(workbench.home)}
+    printed = run("node", "build/examples/jobs.js", server, environment=token).splitlines()
     (job,) = workbench.jobs.newest(limit=2)
     assert job.status == "cancelled"
     assert printed[:4] == [
@@ -90,3 +97,5 @@ def test_the_example_lists_queues_follows_and_cancels(
     assert said == events  # without a gap, and without a repetition where the stream was taken up again
     assert f"then said: {events[-1][0]} ended" in printed
     assert printed[-2:] == ["then: cancelled", "then: end"]
+
+    assert run("node", "build/src/guide.js", environment=token).count("loss:") == 2  # the guide's run has two steps

@@ -208,7 +208,7 @@ def test_a_worker_of_another_container_obeys_and_a_new_one_goes_on(containers: C
     containers.until_healthy()
     worker = containers.start(compose["worker"]["command"])
     body = {"base_model": "starter", "dataset_id": "signatures", "preset": "tiny"}
-    settings = {"num_epochs": 100, "save_every": 1, "log_every": 1}
+    settings = {"num_epochs": 100, "save_every": 1, "log_every": 1, "compile": "off"}
     with containers.client() as client:
         assert client.post("/api/v1/login", json={"password": PASSWORD}).status_code == 200
 
