@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 FUZZ_STAMP := $(VENV)/.installed-fuzz
+WEB_STAMP := web/node_modules/.package-lock.json
 DEMO_HOME ?= $(CURDIR)/.lorasmith
 FUZZ_SECONDS ?= 600
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz lint types bench docs starter clean
+.PHONY: help setup demo test test-slow fuzz lint types bench docs web client starter clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -62,9 +63,18 @@ bench: $(DEV_STAMP) ## Run every benchmark
 docs: $(DEV_STAMP) ## Write the generated reference pages
 	$(BIN)/python -m tools.write_reference
 
+$(WEB_STAMP): web/package.json web/package-lock.json
+	npm --prefix web ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+web: $(WEB_STAMP) ## Install what the TypeScript client needs, with node 18 or newer
+
+client: $(WEB_STAMP) docs ## Write the types of the TypeScript client
+	npm --prefix web run client
+
 starter: $(DEV_STAMP) ## Build the starter model and data again (an hour)
 	$(BIN)/python -m tools.starter.build
 
 clean: ## Remove the virtual environment, caches and the demo's files
-	rm -rf $(VENV) $(DEMO_HOME) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz
+	rm -rf $(VENV) $(DEMO_HOME) dist build web/build web/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz
 	find . -name __pycache__ -prune -exec rm -rf {} +

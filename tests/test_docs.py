@@ -154,7 +154,7 @@ def test_every_block_names_its_language_and_each_one_left_out_its_reason(page: P
     text = page.read_text(encoding="utf-8")
     assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(FENCE.findall(text)), "a fence without a language"
     for block in blocks(page):
-        assert block.language in ("bash", "python", "yaml", "json", "text", "make"), f"{page}:{block.line}"
+        assert block.language in ("bash", "python", "ts", "yaml", "json", "text", "make"), f"{page}:{block.line}"
         if block.language == "python":
             ast.parse(block.code)
 

@@ -12,6 +12,7 @@ from lorasmith.jobs.folder import EVENTS
 from lorasmith.schemas.api_jobs import CheckpointResource, JobResource
 from lorasmith.schemas.api_training import QLoRAConfigRequest
 from lorasmith.schemas.jobs import Job, JobKind, JobStatus
+from lorasmith.schemas.training import LoRASpec, TrainingSettings
 from lorasmith.services.workbench import Workbench
 
 POINT_FIELDS = ("learning_rate", "grad_norm", "tokens_per_s", "eta_s", "epoch")
@@ -27,8 +28,8 @@ def resource(workbench: Workbench, job: Job) -> JobResource:
         description=job.description,
         base_model=job.base_model,
         dataset_id=job.dataset_id,
-        lora_config=job.spec.get("lora", {}) if training else {},
-        training_config=training,
+        lora_config=LoRASpec.model_construct(**job.spec["lora"]) if training else None,  # as it was stored
+        training_config=TrainingSettings.model_construct(**training) if training else None,
         qlora_config=qlora_config(training) if training else None,
         status=job.status,
         reason_code=job.reason_code,

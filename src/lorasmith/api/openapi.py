@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from lorasmith.api.problems import MEDIA_TYPE, OPENAI_PREFIX, new_problem, openai_error
 from lorasmith.api.security import PUBLIC
 from lorasmith.schemas.api import OpenAIErrorBody, Problem
+from lorasmith.schemas.api_jobs import StreamedEvent, StreamedStatus
 
 OPENAPI_PATH = "/api/v1/openapi.json"
 ABOUT = """Datasets, training jobs, adapters and base models of one home folder.
@@ -18,9 +19,8 @@ Every request needs `Authorization: Bearer TOKEN` (`lorasmith api-token`) or the
 the login itself. Lists are paged by `limit` and `cursor`. What starts work answers 202 with a `Location`. Errors are RFC 9457 problems with a
 stable `code` and, where there is one, a `hint`.
 """
-DOCUMENT: dict[
-    str, Any
-] = {}  # made by the first application of a process, in a second; the others have the same routes
+MADE: dict[str, Any] = {}  # the document takes a second, and every application of a process has the same routes
+OF_NO_ROUTE = (Problem, OpenAIErrorBody, StreamedStatus, StreamedEvent)  # errors, and the data of streams
 METHODS = ("get", "put", "post", "delete", "patch", "head")
 EXPLAINED = {  # status to when it comes, code and an example of its detail
     400: ("A field does not fit", "invalid_request", "body /model: Field required"),
@@ -49,9 +49,9 @@ def describe(app: FastAPI) -> None:
     """Make `app.openapi()` this document."""
 
     def document() -> dict[str, Any]:
-        if not DOCUMENT:
-            DOCUMENT.update(whole(app))
-        return DOCUMENT
+        if not MADE:
+            MADE.update(whole(app))
+        return MADE
 
     app.openapi = document  # type: ignore[method-assign]  # how FastAPI wants it extended
 
@@ -61,12 +61,11 @@ def whole(app: FastAPI) -> dict[str, Any]:
     schemas = found["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas.update(problem.pop("$defs", {}))
-    schemas["Problem"] = problem
-    openai_body = OpenAIErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas.update(openai_body.pop("$defs"))
-    schemas["OpenAIErrorBody"] = openai_body
+    for model in OF_NO_ROUTE:
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+        schemas.update(schema.pop("$defs", {}))
+        schemas[model.__name__] = schema
+    require_what_is_always_sent(found)
     found["components"]["responses"] = {
         response_name(status, path): explained(status, path) for status in EXPLAINED for path in ("/", OPENAI_PREFIX)
     }
@@ -79,6 +78,34 @@ def whole(app: FastAPI) -> dict[str, Any]:
         for method in METHODS:
             if method in operations:
                 complete(path, method, operations[method])
+    return found
+
+
+def require_what_is_always_sent(document: dict[str, Any]) -> None:
+    """In answers, fields with a default are there too, which pydantic says of requests and answers alike as optional."""
+    schemas = document["components"]["schemas"]
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    asked = reached(schemas, [operation.get("requestBody") for operation in operations])
+    answered = reached(schemas, [operation["responses"] for operation in operations])
+    for name in answered - asked:
+        if "properties" in schemas[name]:
+            schemas[name]["required"] = list(schemas[name]["properties"])
+
+
+def reached(schemas: dict[str, Any], roots: list[Any]) -> set[str]:
+    """Names of the schemas that `roots` refer to, and those that these refer to."""
+    found: set[str] = set()
+    left = list(roots)
+    while left:
+        node = left.pop()
+        if isinstance(node, list):
+            left += node
+        elif isinstance(node, dict):
+            name = str(node.get("$ref", "")).rpartition("/")[2]
+            if name in schemas and name not in found:
+                found.add(name)
+                left.append(schemas[name])
+            left += node.values()
     return found
 
 

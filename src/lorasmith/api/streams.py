@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from lorasmith.api.feeds import BATCH, MOST_GOING, Feed, Feeds
 from lorasmith.api.problems import without_paths
 from lorasmith.jobs.log import lines_after
+from lorasmith.schemas.api_jobs import LogLine, StreamedEvent, StreamedStatus
 from lorasmith.schemas.jobs import Event, Job, JobStatus
 
 HEARTBEAT_S = 15
@@ -81,7 +81,7 @@ async def log_lines(feeds: Feeds, job: Job, after: int | None, still_allowed: Ca
             changed, goes_on = feeds.changed, feed.goes_on
             lines = await run_in_threadpool(lines_after, feed.log_file, after, BATCH)
             for after, text in lines:
-                yield {"event": "log", "id": str(after), "data": json.dumps({"offset": after, "text": text})}
+                yield {"event": "log", "id": str(after), "data": LogLine(offset=after, text=text).model_dump_json()}
             if not lines and not goes_on:
                 yield {"event": "end", "data": "{}"}
                 return
@@ -123,14 +123,14 @@ async def ended_feed(feeds: Feeds, job_id: str) -> Feed:
 
 def status_event(feeds: Feeds, job: Job) -> ServerEvent:
     reason = without_paths(job.reason, feeds.workbench.home) if job.reason else None
-    fields = {"job_id": job.id, "status": job.status, "reason_code": job.reason_code, "reason": reason}
-    return {"event": "status", "data": json.dumps(fields)}
+    status = StreamedStatus(job_id=job.id, status=job.status, reason_code=job.reason_code, reason=reason)
+    return {"event": "status", "data": status.model_dump_json()}
 
 
 def sent(event: Event, cursor: str, job_id: str | None = None) -> ServerEvent:
-    fields = {"seq": event.seq, "time": event.time.isoformat(), "type": event.type, "data": event.data}
     of_job = {"job_id": job_id} if job_id else {}
-    return {"event": event.type, "id": cursor, "data": json.dumps({**of_job, **fields}, ensure_ascii=False)}
+    said = StreamedEvent(**of_job, **event.model_dump())
+    return {"event": event.type, "id": cursor, "data": said.model_dump_json(exclude_unset=True)}
 
 
 def cursor_text(seqs: dict[str, int], told: dict[str, JobStatus]) -> str:

@@ -23,7 +23,8 @@ QUIET_LIBRARIES = {"PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error", "
 class EngineProcess:
     """The engine process of a folder, started here or adopted from a process that is gone.
 
-    An adopted one is nobody's child: it has no exit status, and it lives as long as it holds the folder's lock.
+    An adopted one is nobody's child: it has no exit status, and it lives as long as it holds the folder's lock. Where it
+    is not to be seen, in another container, it cannot be signalled: it hears `control.json` alone.
     """
 
     def __init__(self, folder: Path, pid: int, started: int | None, child: subprocess.Popen[bytes] | None) -> None:
@@ -32,18 +33,22 @@ class EngineProcess:
     def is_alive(self) -> bool:
         return self.child.poll() is None if self.child else engine_runs(self.folder)
 
+    def is_seen(self) -> bool:
+        """Whether the process of that number is the engine. Number 0, of a row without one, would mean our own group."""
+        return self.started is not None and process_started(self.pid) == self.started
+
     @property
     def returncode(self) -> int | None:
         return self.child.returncode if self.child else None
 
     def signal(self, number: int) -> None:
         """To the engine alone; nothing when it has ended, also when its number belongs to another process by now."""
-        if self.is_alive() and process_started(self.pid) == self.started:
+        if self.is_alive() and self.is_seen():
             os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End the engine and what it has started, at once."""
-        if self.is_alive() and process_started(self.pid) == self.started:
+        if self.is_alive() and self.is_seen():
             os.killpg(self.pid, signal.SIGKILL)
         if self.child:
             self.child.wait()

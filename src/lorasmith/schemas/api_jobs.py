@@ -15,6 +15,7 @@ from lorasmith.schemas.api_training import (
     TrainingConfigRequest,
 )
 from lorasmith.schemas.jobs import JobKind, JobStatus
+from lorasmith.schemas.training import LoRASpec, TrainingSettings
 
 EXAMPLE_JOB = "job_01JD0000000000000000000000"
 
@@ -69,8 +70,8 @@ class JobResource(BaseModel):
     description: str | None
     base_model: str | None
     dataset_id: str | None
-    lora_config: dict[str, Any]
-    training_config: dict[str, Any]
+    lora_config: LoRASpec | None = Field(description="null for a job that does not train.")
+    training_config: TrainingSettings | None
     qlora_config: QLoRAConfigRequest | None
     status: JobStatus
     reason_code: str | None
@@ -104,6 +105,25 @@ class LogLine(BaseModel):
 
     offset: int
     text: str
+
+
+class StreamedStatus(BaseModel):
+    """Data of a `status` in a stream."""
+
+    job_id: str = Field(examples=[EXAMPLE_JOB])
+    status: JobStatus
+    reason_code: str | None
+    reason: str | None
+
+
+class StreamedEvent(BaseModel):
+    """Data of what a job says in a stream. `job_id` is there in the stream of all jobs."""
+
+    job_id: str | None = Field(None, examples=[EXAMPLE_JOB])
+    seq: int
+    time: datetime
+    type: str = Field(examples=["step"])
+    data: dict[str, Any]
 
 
 class MetricPage(BaseModel):

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import FileResponse
 
 from lorasmith.api import adapters as shown
+from lorasmith.api.contents import FILE
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.etags import CHANGING, IfMatch, check_match, tag
 from lorasmith.api.idempotency import IdempotentRoute
@@ -93,7 +94,7 @@ def get_export(workbench: CurrentWorkbench, export_id: ExportId) -> ExportResour
     return shown.export_resource(workbench, export_job(workbench, export_id))
 
 
-@router.get("/exports/{export_id}/file", response_class=FileResponse)
+@router.get("/exports/{export_id}/file", response_class=FileResponse, responses=FILE)
 def get_export_file(workbench: CurrentWorkbench, export_id: ExportId) -> FileResponse:
     """Send the GGUF file of a completed export"""
     job = export_job(workbench, export_id)

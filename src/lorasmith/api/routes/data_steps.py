@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse
 from pydantic import ValidationError
 
 from lorasmith.api import datasets
+from lorasmith.api.contents import FILE
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.idempotency import IdempotentRoute
 from lorasmith.api.problems import without_paths
@@ -133,7 +134,7 @@ def get_conversion(workbench: CurrentWorkbench, conversion_id: ConversionId) -> 
     return stored_conversion(workbench, conversion_id)
 
 
-@router.get("/conversions/{conversion_id}/file", response_class=FileResponse)
+@router.get("/conversions/{conversion_id}/file", response_class=FileResponse, responses=FILE)
 def get_conversion_file(workbench: CurrentWorkbench, conversion_id: ConversionId) -> FileResponse:
     """Send the file of a conversion"""
     path = workbench.path(stored_conversion(workbench, conversion_id).file_path)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
+from lorasmith.api.contents import FILE
 from lorasmith.api.deps import CurrentSettings, CurrentWorkbench
 from lorasmith.api.idempotency import IdempotentRoute
 from lorasmith.api.openai_views import (
@@ -115,7 +116,7 @@ def get_file(workbench: CurrentWorkbench, file_id: str) -> OpenAIFile:
     return file_of(workbench, required_file(workbench, file_id))
 
 
-@router.get("/files/{file_id}/content", response_class=FileResponse)
+@router.get("/files/{file_id}/content", response_class=FileResponse, responses=FILE)
 def get_file_content(workbench: CurrentWorkbench, file_id: str) -> FileResponse:
     """Send a file as it came"""
     upload = required_file(workbench, file_id)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
+from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from lorasmith.api import jobs as views
 from lorasmith.api import streams
+from lorasmith.api.contents import EVENT_STREAM, PAGE_OR_STREAM, STREAM
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.feeds import Feeds
 from lorasmith.api.idempotency import IdempotentRoute
@@ -38,10 +40,6 @@ router = APIRouter(prefix=PREFIX, tags=["jobs"], route_class=IdempotentRoute)
 JobId = Annotated[str, Path(description="Id of a job.", pattern=r"^job_[0-9A-Z]{26}$")]
 After = Annotated[int, Query(alias="cursor", ge=0, lt=2**53, description="`next_cursor` of the page before.")]
 LastEventId = Annotated[str | None, Header(description="Of a stream: the last id that was received.")]
-EVENT_STREAM = "text/event-stream"
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}, "description": "A page, or a stream."}
-}
 POINTS = {"step", "evaluation"}
 
 
@@ -127,7 +125,7 @@ def list_checkpoints(workbench: CurrentWorkbench, job_id: JobId) -> list[Checkpo
     return views.checkpoints(workbench, required(workbench, job_id))
 
 
-@router.get("/jobs/{job_id}/metrics", response_model=MetricPage, responses=STREAM)
+@router.get("/jobs/{job_id}/metrics", response_model=MetricPage, responses=PAGE_OR_STREAM)
 async def job_metrics(
     request: Request,
     workbench: CurrentWorkbench,
@@ -155,7 +153,7 @@ def metric_page(workbench: CurrentWorkbench, job: Job, after: int, limit: int) -
     return MetricPage(data=shown, next_cursor=shown[-1].seq if len(found) > limit else None)
 
 
-@router.get("/jobs/{job_id}/logs", response_model=LogPage, responses=STREAM)
+@router.get("/jobs/{job_id}/logs", response_model=LogPage, responses=PAGE_OR_STREAM)
 async def job_logs(
     request: Request,
     workbench: CurrentWorkbench,
@@ -174,18 +172,18 @@ async def job_logs(
     return {"data": shown, "next_cursor": shown[-1]["offset"] if len(lines) > limit else None}
 
 
-@router.get("/jobs/{job_id}/events", responses=STREAM)
+@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses=STREAM)
 async def follow_job(
     request: Request, workbench: CurrentWorkbench, job_id: JobId, last_event_id: LastEventId = None
-) -> Any:
+) -> EventSourceResponse:
     """Stream everything that a job says, from its beginning or from `Last-Event-ID` on, until it stops"""
     job = await run_in_threadpool(required, workbench, job_id)
     number = streams.last_number(last_event_id) if last_event_id else 0
     return streams.respond(streams.job_events(feeds(request), job, number, None, still_allowed(request)))
 
 
-@router.get("/events", responses=STREAM)
-async def follow_all(request: Request, last_event_id: LastEventId = None) -> Any:
+@router.get("/events", response_class=EventSourceResponse, responses=STREAM)
+async def follow_all(request: Request, last_event_id: LastEventId = None) -> EventSourceResponse:
     """Stream what all jobs that wait or run say, from now on or from `Last-Event-ID` on"""
     cursor = streams.parse_cursor(last_event_id or "")
     return streams.respond(streams.all_events(feeds(request), cursor, still_allowed(request)))
