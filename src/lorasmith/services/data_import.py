@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, LorasmithError
+from lorasmith.faults import fault_point
 from lorasmith.files import STAGING_PREFIX, disk_errors, new_id, sha256_bytes, staged_folder
 from lorasmith.model_files import read_facts
 from lorasmith.schemas.data import DataImportSpec, Dataset
@@ -55,6 +56,7 @@ def import_dataset(
         work_folder(workbench.path("datasets"), spec.name) as folder,
         Curation(folder, source, spec, context=context, key=key) as work,
     ):
+        fault_point("import.opened")
         work.read(report)
         return store(workbench, work, source_sha256, spec, report, dataset_id or new_id("dataset"), description)
 
@@ -69,8 +71,9 @@ def store(
     description: str | None,
 ) -> Dataset:
     folder = workbench.path(f"datasets/{dataset_id}")
-    with staged_folder(folder, replace=True) as staging:  # a crash before the row left a folder with this id
+    with staged_folder(folder, replace=True, point="dataset") as staging:  # a crash before the row left a folder with this id
         statistics = work.write(staging, report)
+        fault_point("import.decided")
         sha256 = content_digest(staging)
         read = StepInput(kind="source", name=source_name(work.source.path), sha256=source_sha256)
         dataset = Dataset(
@@ -93,6 +96,7 @@ def store(
             statistics=statistics,
         )
         (staging / DESCRIPTION).write_text(dataset.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        fault_point("import.described")
     if work.search_index.exists():  # deciding again hashes nothing
         index = index_of_rows(folder)
         index.parent.mkdir()
@@ -130,6 +134,7 @@ def work_folder(datasets: Path, name: str) -> Iterator[Path]:
     except LorasmithError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    fault_point("import.stored")
     shutil.rmtree(folder)
 
 

@@ -7,7 +7,6 @@ byte for byte; the source is not read, and rows whose search index is there are 
 from __future__ import annotations
 
 import heapq
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.errors import InvalidData
-from lorasmith.files import STAGING_PREFIX, disk_errors, verify_manifest
+from lorasmith.files import disk_errors, scratch_folder, verify_manifest
 from lorasmith.schemas.data import PARTS, STAYS, DataImportSpec, Dataset, Example, Fate, LedgerLine, Part, SetAside
 from lorasmith.schemas.data_lineage import DedupSpec, SplitSpec, StepInput
 from lorasmith.services.data_decision import check_decision, decide_rows, fate_counts
@@ -140,8 +139,7 @@ def rows_of_version(
     fates: Counter[str] = Counter()
     findings: Counter[str] = Counter()
     pinned: Counter[Part] = Counter()
-    with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=stored.parent) as scratch, disk_errors(stored):
-        folder = Path(scratch)
+    with disk_errors(stored), scratch_folder(stored.parent) as folder:
         with ImportIndex(folder / "index.sqlite") as index:
             num_rows = staying = 0
             with open_text(folder / "rows.jsonl") as rows, open_text(folder / LEDGER) as ledger:

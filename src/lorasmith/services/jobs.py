@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lorasmith.errors import STOPS, Conflict, JobFailed, Killed
+from lorasmith.faults import fault_point
 from lorasmith.files import new_id
 from lorasmith.jobs.folder import (
     ERROR,
@@ -60,12 +61,14 @@ def create_job(
     job_id = new_id("job")
     folder = f"jobs/{job_id}"
     write_order(workbench.path(folder), JobOrder(id=job_id, kind=kind, spec=spec, inputs=inputs))
+    fault_point("job.ordered")
     facts |= {"base_model": inputs.get("model_name"), "dataset_id": inputs.get("dataset_id")}
     job = Job(id=job_id, kind=kind, name=name, spec=spec, folder=folder, **facts)
     if job.auto_resume:
         workbench.jobs.add(job)
     else:
         workbench.jobs.add_held(job, holder())
+    fault_point("job.added")
     return job
 
 
@@ -105,6 +108,7 @@ def begin(workbench: Workbench, job: Job, lease: Lease) -> EngineProcess:
     """Start the engine of a held job; what the job was asked meanwhile is handed on to it."""
     folder = workbench.path(job.folder)
     process = start_engine(folder, job.cores)
+    fault_point("job.started")
 
     def note(stored: Job) -> None:
         stored.pid, stored.process_started = process.pid, process.started
@@ -112,6 +116,7 @@ def begin(workbench: Workbench, job: Job, lease: Lease) -> EngineProcess:
         stored.reason = stored.reason_code = stored.completed_at = None
 
     stored = workbench.jobs.change(job.id, note, lease=lease)
+    fault_point("job.begun")
     if stored.request is not None and stored.kind in KEEPS_ITS_WORK:
         write_request(folder, stored.request)
     return process
@@ -123,6 +128,7 @@ def watch_phase(workbench: Workbench, job: Job, lease: Lease, event: Event, watc
     if status and status is not job.status:
         job.status = status
         workbench.jobs.change(job.id, lambda stored: setattr(stored, "status", status), lease=lease)
+        fault_point("job.phase")
     watch(event)
 
 
@@ -135,7 +141,9 @@ def count_restart(workbench: Workbench, job: Job, lease: Lease) -> bool:
             stored.tries, stored.reached = 0, reached
         stored.tries += 1
 
-    return workbench.jobs.change(job.id, count, lease=lease).tries <= RESTARTS
+    counted = workbench.jobs.change(job.id, count, lease=lease)
+    fault_point("job.counted")
+    return counted.tries <= RESTARTS
 
 
 def given_up(workbench: Workbench, job: Job) -> JobFailed:
@@ -155,6 +163,7 @@ def conclude(workbench: Workbench, job: Job, lease: Lease, returncode: int | Non
 
     `returncode` is that of the process, if this one has started it.
     """
+    fault_point("job.ended")
     folder = workbench.path(job.folder)
     result, error = read_result(folder), read_error(folder)
     reached = newest_checkpoint_name(folder)
@@ -167,7 +176,9 @@ def conclude(workbench: Workbench, job: Job, lease: Lease, returncode: int | Non
         stored.status, stored.reason_code, stored.reason = verdict(stored, result, error, silent)
         stored.result, stored.request, stored.adapter_id = result, None, adapter.id if adapter else None
 
-    return workbench.jobs.change(job.id, note, lease=lease)
+    concluded = workbench.jobs.change(job.id, note, lease=lease)
+    fault_point("job.concluded")
+    return concluded
 
 
 def verdict(
@@ -248,8 +259,10 @@ def ask(workbench: Workbench, job: Job, request: JobRequest) -> Job:
             stored.request = request
 
     stored = workbench.jobs.change(job.id, note)
+    fault_point("job.asked")
     if stored.request is request and stored.kind in KEEPS_ITS_WORK:
         write_request(workbench.path(stored.folder), request)
+        fault_point("job.requested")
     return stored
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lorasmith.errors import LorasmithError, LostLease
+from lorasmith.faults import fault_point
 from lorasmith.files import folder_size_bytes
 from lorasmith.jobs.folder import EventReader, newest_checkpoint_name, note_kill, write_error
 from lorasmith.jobs.leases import LeaseKeeper, holder
@@ -181,6 +182,7 @@ class Worker:
             reason = f"the engine process has ended without a word {RESTARTS + 1} times at {reached}"
             return self.workbench.jobs.change(job.id, lambda stored: fail(stored, reason), lease=lease), 0.0
         again = self.workbench.jobs.change(job.id, queue, lease=lease)
+        fault_point("job.queued-again")
         return again, BACKOFF_S[min(again.tries, len(BACKOFF_S)) - 1]
 
     def leave(self, running: Running, why: str) -> None:

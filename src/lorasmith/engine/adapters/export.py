@@ -20,6 +20,7 @@ from lorasmith.engine.adapters.proof import compare_logits, probe_logits, probe_
 from lorasmith.engine.models.loading import base_fingerprint, check_base, load_model, load_tokenizer, model_folder
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Conflict, Interrupted
+from lorasmith.faults import fault_point
 from lorasmith.files import disk_full, folder_size_bytes, staged_folder, write_json
 from lorasmith.model_files import check_model_folder
 from lorasmith.schemas.adapters import ExportInputs, ExportResult, ExportSpec
@@ -62,7 +63,8 @@ def export_merged(inputs: ExportInputs, report: Reporter) -> ExportResult:
     check_model_folder(Path(inputs.model_folder))
     dtype = stored_dtype(Path(inputs.model_folder))
     merged = merge_with_reference(inputs, report)
-    with staged_folder(output) as staging:
+    fault_point("export.merged")
+    with staged_folder(output, point="export") as staging:
         start_phase(report, "write")
         merged.model.to(dtype)  # type: ignore[arg-type]  # transformers wraps the method
         save_model(merged.model, staging)
@@ -72,6 +74,7 @@ def export_merged(inputs: ExportInputs, report: Reporter) -> ExportResult:
         bound = ROUNDING_BOUNDS[dtype]
         require(difference, bound, "the written folder")
         checks = {**merged.checks, "artefact": difference.as_check(bound), "dtype": str(dtype).removeprefix("torch.")}
+        fault_point("export.proved")
         write_json(staging / "export.json", description(inputs, checks))
     return ExportResult(kind="merged", path=str(output), size_bytes=folder_size_bytes(output), checks=checks)
 

@@ -17,6 +17,7 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.initial import save_adapter
 from lorasmith.engine.training.schedule import best_evaluation
 from lorasmith.errors import DiskFull, InvalidData, NotFound
+from lorasmith.faults import fault_point
 from lorasmith.files import (
     MANIFEST,
     STAGING_PREFIX,
@@ -65,7 +66,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoints/step-…`; only when it is whole are older ones beyond `keep` removed."""
     target = checkpoint_folder(job, progress.step)
-    with staged_folder(target, replace=True) as folder:
+    with staged_folder(target, replace=True, point="checkpoint") as folder:
         save_adapter(model, folder, initial)
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, float] = {}
@@ -80,6 +81,7 @@ def save_checkpoint(
         write_json(folder / "state.json", numbers)
         write_json(folder / "progress.json", asdict(progress))
     for old in whole_checkpoints(job)[:-keep]:
+        fault_point("train.retiring")
         shutil.rmtree(old)
     return target
 
@@ -173,7 +175,7 @@ def best_folder(job: Path, step: int) -> Path:
 
 
 def save_best(job: Path, model: PeftModel, step: int) -> None:
-    with staged_folder(best_folder(job, step), replace=True) as folder:
+    with staged_folder(best_folder(job, step), replace=True, point="best") as folder:
         save_file(
             {name: parameter.detach().contiguous() for name, parameter in trainable(model).items()},
             folder / "weights.safetensors",
