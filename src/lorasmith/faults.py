@@ -13,7 +13,7 @@ import os
 import signal
 from collections import Counter
 from dataclasses import dataclass
-from typing import get_args, Literal
+from typing import Literal, get_args
 
 Kind = Literal["kill", "enospc", "eio"]
 FAULT_VARIABLE, COUNTS_VARIABLE = "LORASMITH_FAULT", "LORASMITH_FAULT_COUNTS"
@@ -55,8 +55,7 @@ STEPS = {
     "job.released": "its lease is released",
     "job.adopting": "an adoption is written, not committed",
     "job.adopted": "an adoption is committed",
-    "job.counted": "a restart is counted, the job does not wait in the queue yet",
-    "job.queued-again": "it waits in the queue, its lease is held",
+    "job.queued-again": "a crashed job waits in the queue, its lease is held",
     "lease.renewing": "a renewed lease is written, not committed",
     "lease.renewed": "a renewed lease is committed",
     "row.adding": "a row is written, not committed",

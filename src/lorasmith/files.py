@@ -6,6 +6,7 @@ A reader sees a file or folder only after its bytes are on the disk; a crash lea
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -28,6 +29,7 @@ MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 STAGING_NAME = re.compile(rf"{re.escape(STAGING_PREFIX)}[0-9A-HJKMNP-TV-Z]{{26}}")  # a ULID
 BLOCK_BYTES = 1 << 16
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of fcntl.h and stdio.h
 
 
 def new_id(kind: str) -> str:
@@ -172,7 +174,11 @@ def staged_folder(target: Path, *, replace: bool = False, point: str | None = No
     """
     if target.exists() and not replace:
         raise Conflict(f"{target} exists already", hint="choose another place, or remove it first")
-    step = (lambda name: fault_point(f"{point}.{name}")) if point else (lambda name: None)
+
+    def step(name: str) -> None:
+        if point is not None:
+            fault_point(f"{point}.{name}")
+
     with disk_errors(target), scratch_folder(target.parent) as staging:
         step("begun")
         yield staging
@@ -180,14 +186,27 @@ def staged_folder(target: Path, *, replace: bool = False, point: str | None = No
         seal(staging)
         step("sealed")
         if target.exists():
-            retired = target.with_name(f"{STAGING_PREFIX}{ULID()}")
-            target.rename(retired)
-            staging.rename(target)
-            shutil.rmtree(retired)
+            exchange(staging, target)
         else:
             staging.rename(target)
         step("renamed")
         fsync_folder(target.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap the names of two folders in one step, so that no crash leaves either name empty; Linux `renameat2`."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if swap is not None and swap(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno() if swap is not None else errno.ENOSYS
+    if code not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(code, os.strerror(code), str(other))
+    aside = other.with_name(
+        f"{STAGING_PREFIX}{ULID()}"
+    )  # a file system that cannot: for a moment, nothing has that name
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
 
 
 @contextmanager

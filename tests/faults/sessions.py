@@ -6,6 +6,7 @@ until it is done, and an export. Its leases are on a clock that the session move
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 SESSION_S = 120  # a session or an engine that takes longer is ended by SIGALRM
 LATER_S = 1_000.0  # between two sessions, for leases: all of the first one's are over
@@ -25,7 +26,7 @@ class ForkedEngine:
     It waits until `let_go`, or until the session is dead.
     """
 
-    started: list[ForkedEngine] = []
+    started: ClassVar[list[ForkedEngine]] = []
 
     def __init__(
         self, command: list[str], *, stdout: IO[bytes], pass_fds: tuple[int], env: Mapping[str, str], **_: Any
@@ -106,10 +107,10 @@ def live(home: Path, source: Path, model: Path, number: int) -> None:
     from lorasmith.schemas.training import TrainingSpec
     from lorasmith.services.adapters_export import queue_export
     from lorasmith.services.data_import import import_dataset
-    from lorasmith.services.jobs import ask
+    from lorasmith.services.jobs import BACKOFF_S, ask
     from lorasmith.services.training import start_training
     from lorasmith.services.workbench import Workbench
-    from lorasmith.services.worker import BACKOFF_S, Worker
+    from lorasmith.services.worker import Worker
     from lorasmith.settings import Settings
     from lorasmith.store import jobs as queue
     from lorasmith.store import leases
@@ -196,20 +197,30 @@ def session(case: Mapping[str, Any]) -> None:
         os._exit(code)
 
 
-def main() -> None:
+def preload() -> None:
+    """What each engine would load and compute anew; nothing of it starts a thread."""
     import alembic.command  # noqa: F401
     import matplotlib
+    import peft.tuners.lora  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import lorasmith.engine.__main__
     import lorasmith.engine.adapters.export
     import lorasmith.engine.training.run
     import lorasmith.services.worker  # noqa: F401
 
+    get_checkpoint_conversion_mapping("qwen2")  # compiles a thousand expressions, once a process
     matplotlib.use("Agg")
-    import matplotlib.pyplot  # noqa: F401
+    from matplotlib import pyplot
 
+    pyplot.figure().savefig(io.BytesIO())
+    pyplot.close("all")
+
+
+def main() -> None:
+    preload()
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"a process of {len(threads)} threads is not to be forked"
     for line in sys.stdin:

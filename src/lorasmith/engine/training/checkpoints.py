@@ -24,6 +24,7 @@ from lorasmith.files import (
     folder_size_bytes,
     read_json,
     staged_folder,
+    sweep,
     verify_manifest,
     write_json,
 )
@@ -114,6 +115,8 @@ def newest_checkpoint(job: Path, report: Reporter) -> Path | None:
     A damaged one is named in a warning and set aside as `damaged-step-…`, so that it counts nowhere as a checkpoint; what
     a kill in the middle of a save left is removed. Raises `InvalidData` when every checkpoint is damaged.
     """
+    for place in (job, job / BEST_FOLDER):
+        sweep(place)
     for unfinished in sorted((job / FOLDER).glob(f"{STAGING_PREFIX}*")):
         report("warning", text=f"{FOLDER}/{unfinished.name} was never finished, and is removed")
         shutil.rmtree(unfinished)
