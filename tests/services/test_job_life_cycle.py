@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lorasmith.errors import STOPS, Conflict
 from lorasmith.files import append_lines, write_json
 from lorasmith.schemas.jobs import ACTIVE, Event, Job, JobKind, JobRequest, JobStatus, now
-from lorasmith.services.jobs import STOPPED, ask, create_job, list_jobs, queue_again
+from lorasmith.services.jobs import RESTARTS, STOPPED, ask, create_job, list_jobs, queue_again
 from lorasmith.services.workbench import Workbench
 from lorasmith.services.worker import Worker
 from lorasmith.settings import Settings
 from lorasmith.store.jobs import JobTable
-from lorasmith.store.leases import LEASE_S
+from lorasmith.store.leases import LEASE_S, Lease
 
 QUEUED, PREPARING, TRAINING, RUNNING = JobStatus.QUEUED, JobStatus.PREPARING, JobStatus.TRAINING, JobStatus.RUNNING
 ENDS = {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.PAUSED, JobStatus.CANCELLED, JobStatus.INTERRUPTED}
@@ -103,12 +103,21 @@ class JobLifeCycle(RuleBasedStateMachine):
             assert before is after or after in ALLOWED[before], f"{row.id} went from {before} to {after}"
             write(table, stored, row)
 
+        change = JobTable.change
+
+        def fenced(table: JobTable, job_id: str, how: Callable[[Job], None], *, lease: Lease | None = None) -> Job:
+            token = table.lease_of(job_id)[0]
+            changed = change(table, job_id, how, lease=lease)
+            assert lease is None or lease.token == token, f"{lease.holder} has changed what it holds no more"
+            return changed
+
         self.patches = [
             patch("lorasmith.store.jobs.uptime", lambda: machine.clock),
             patch("lorasmith.services.worker.holder", lambda: f"worker {machine.acting}"),
             patch("lorasmith.services.jobs.holder", lambda: "a command"),
             patch("lorasmith.jobs.processes.subprocess.Popen", PlayedEngine),
             patch.object(JobTable, "write", noted),
+            patch.object(JobTable, "change", fenced),
         ]
         for one in self.patches:
             one.start()
@@ -133,7 +142,7 @@ class JobLifeCycle(RuleBasedStateMachine):
     def come_to_rest(self) -> None:
         """Whatever happened, one living worker brings every job to an end."""
         self.workers = [self.new_worker()]
-        for _ in range(8):
+        for _ in range(2 + (RESTARTS + 2) * len(self.workbench.jobs.list())):  # each is started again, one after another
             for engine in list(PlayedEngine.running.values()):
                 engine.end(1)
             self.clock += 100.0
@@ -272,6 +281,11 @@ def write_checkpoint(folder: Path) -> None:
 
 
 JobLifeCycle.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=15,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],  # making a failure smaller takes minutes
+    suppress_health_check=list(HealthCheck),
 )
 TestJobLifeCycle = JobLifeCycle.TestCase

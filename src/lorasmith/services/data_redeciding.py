@@ -139,38 +139,41 @@ def rows_of_version(
     fates: Counter[str] = Counter()
     findings: Counter[str] = Counter()
     pinned: Counter[Part] = Counter()
-    with disk_errors(stored), scratch_folder(stored.parent) as folder:
-        with ImportIndex(folder / "index.sqlite") as index:
-            num_rows = staying = 0
-            with open_text(folder / "rows.jsonl") as rows, open_text(folder / LEDGER) as ledger:
-                for line, example in undecided(stored):
-                    num_rows += 1
-                    if leaks and example is not None and line.leaks_into is None:
-                        line.leaks_into = leaks.get(line.row)
-                    fates[line.fate.value] += 1
-                    ledger.write(line.model_dump_json(exclude_none=True) + "\n")
-                    if example is None:
-                        continue
-                    rows.write(example.model_dump_json(exclude_none=True) + "\n")
-                    findings.update({finding.check for finding in line.flags or ()})
-                    if line.leaks_into is None:
-                        index.add_to_group(example.group, group_position(example.group, spec.salt), line.asked_part)
-                        staying += 1
-                        if line.asked_part is not None:
-                            pinned[line.asked_part] += 1
-            if not staying:
-                raise InvalidData("every row holds an item, so nothing would be left", hint="raise the similarity")
-            yield ReadRows(
-                rows=folder / "rows.jsonl",
-                ledger=folder / LEDGER,
-                index=index,
-                num_rows=num_rows,
-                fates=fates,
-                findings=findings,
-                pinned=pinned,
-                ignored=statistics.get("ignored_fields", {}),
-                languages=statistics.get("languages", {}),
-            )
+    with (
+        disk_errors(stored),
+        scratch_folder(stored.parent) as folder,
+        ImportIndex(folder / "index.sqlite") as index,
+    ):
+        num_rows = staying = 0
+        with open_text(folder / "rows.jsonl") as rows, open_text(folder / LEDGER) as ledger:
+            for line, example in undecided(stored):
+                num_rows += 1
+                if leaks and example is not None and line.leaks_into is None:
+                    line.leaks_into = leaks.get(line.row)
+                fates[line.fate.value] += 1
+                ledger.write(line.model_dump_json(exclude_none=True) + "\n")
+                if example is None:
+                    continue
+                rows.write(example.model_dump_json(exclude_none=True) + "\n")
+                findings.update({finding.check for finding in line.flags or ()})
+                if line.leaks_into is None:
+                    index.add_to_group(example.group, group_position(example.group, spec.salt), line.asked_part)
+                    staying += 1
+                    if line.asked_part is not None:
+                        pinned[line.asked_part] += 1
+        if not staying:
+            raise InvalidData("every row holds an item, so nothing would be left", hint="raise the similarity")
+        yield ReadRows(
+            rows=folder / "rows.jsonl",
+            ledger=folder / LEDGER,
+            index=index,
+            num_rows=num_rows,
+            fates=fates,
+            findings=findings,
+            pinned=pinned,
+            ignored=statistics.get("ignored_fields", {}),
+            languages=statistics.get("languages", {}),
+        )
 
 
 def undecided(stored: Path) -> Iterator[tuple[LedgerLine, Example | None]]:
