@@ -11,10 +11,10 @@ FUZZ_SECONDS ?= 600
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz lint types bench docs web client starter clean
+.PHONY: help setup demo test test-slow test-faults fuzz lint types bench docs web client starter clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lorasmith needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -37,10 +37,13 @@ demo: $(STAMP) ## Import, train, evaluate, export and answer on the built-in mod
 
 # One thread a worker: two torch processes of two threads each wait for each other most of the time.
 test: $(DEV_STAMP) ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults"
 
 test-slow: $(DEV_STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-faults: $(DEV_STAMP) ## Kill at every named step, then check what is left
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -rP --tb=short
 
 $(FUZZ_STAMP): $(DEV_STAMP)
 	$(PIP) install --constraint constraints.txt atheris

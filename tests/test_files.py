@@ -4,13 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+from ulid import ULID
 
 from lorasmith.errors import Conflict, DiskFull, InvalidData
 from lorasmith.files import (
     append_lines,
     cut_torn_line,
     new_id,
+    scratch_folder,
     staged_folder,
+    sweep,
     verify_manifest,
     write_bytes,
     write_text,
@@ -38,6 +41,33 @@ def test_a_failure_while_staging_leaves_nothing(tmp_path: Path) -> None:
 def test_staging_over_something_that_exists_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="exists already"), staged_folder(tmp_path):
         pass
+
+
+def test_what_a_dead_process_left_is_swept_and_what_a_living_one_fills_is_not(tmp_path: Path) -> None:
+    left, import_work = tmp_path / f".staging-{ULID()}", tmp_path / ".staging-import-rows"
+    for folder in (left, import_work):
+        folder.mkdir()
+        (folder / "half").touch()
+    with scratch_folder(tmp_path) as filled:
+        assert not left.exists(), "who writes beside it removes it"
+        left.mkdir()
+        assert sweep(tmp_path) == [left]
+        assert filled.exists()
+    assert sorted(tmp_path.iterdir()) == [import_work]
+
+
+@pytest.mark.parametrize("supported", [True, False], ids=["in-one-step", "in-two"])
+def test_a_folder_is_replaced_by_one_that_is_whole(
+    supported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not supported:
+        monkeypatch.setattr("lorasmith.files.RENAME_EXCHANGE", 1 << 20)  # EINVAL, as from a file system without it
+    for text in ("old", "new"):
+        with staged_folder(tmp_path / "a", replace=True) as folder:
+            write_text(folder / "x", text)
+    verify_manifest(tmp_path / "a")
+    assert (tmp_path / "a" / "x").read_text(encoding="utf-8") == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_flipped_byte_and_a_missing_file_are_found(tmp_path: Path) -> None:

@@ -6,25 +6,30 @@ A reader sees a file or folder only after its bytes are on the disk; a crash lea
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ulid import ULID
 
 from lorasmith.errors import Conflict, DiskFull, InvalidData, NotFound
+from lorasmith.faults import fault_point
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
+STAGING_NAME = re.compile(rf"{re.escape(STAGING_PREFIX)}[0-9A-HJKMNP-TV-Z]{{26}}")  # a ULID
 BLOCK_BYTES = 1 << 16
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of fcntl.h and stdio.h
 
 
 def new_id(kind: str) -> str:
@@ -105,7 +110,9 @@ def write_bytes(path: Path, data: bytes) -> None:
                 handle.write(data)
                 handle.flush()
                 os.fsync(handle.fileno())
+            fault_point("file.written")
             temporary.replace(path)
+            fault_point("file.replaced")
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -158,31 +165,105 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def staged_folder(target: Path, *, replace: bool = False, point: str | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `target`; on success it becomes `target` in one rename.
 
-    Every file in it is flushed and listed with its sha256 in `manifest.json`. On an error nothing remains.
-    Raises `Conflict` when `target` exists and `replace` is false.
+    Every file in it is flushed and listed with its sha256 in `manifest.json`. On an error nothing remains, and what a
+    process that is gone has left there is removed. `point` names its fault points. Raises `Conflict` when `target` exists
+    and `replace` is false.
     """
     if target.exists() and not replace:
         raise Conflict(f"{target} exists already", hint="choose another place, or remove it first")
-    staging = target.with_name(f"{STAGING_PREFIX}{ULID()}")
-    with disk_errors(target):
+
+    def step(name: str) -> None:
+        if point is not None:
+            fault_point(f"{point}.{name}")
+
+    with disk_errors(target), scratch_folder(target.parent) as staging:
+        step("begun")
+        yield staging
+        step("filled")
+        seal(staging)
+        step("sealed")
+        if target.exists():
+            exchange(staging, target)
+        else:
+            staging.rename(target)
+        step("renamed")
+        fsync_folder(target.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap the names of two folders in one step, so that no crash leaves either name empty; Linux `renameat2`."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if swap is not None and swap(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno() if swap is not None else errno.ENOSYS
+    if code not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(code, os.strerror(code), str(other))
+    aside = other.with_name(
+        f"{STAGING_PREFIX}{ULID()}"
+    )  # a file system that cannot: for a moment, nothing has that name
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder, removed at the end unless it was given another name.
+
+    It is locked as long as this process lives, so that `sweep` of another one leaves it.
+    """
+    sweep(parent)
+    while True:
+        folder = parent / f"{STAGING_PREFIX}{ULID()}"
+        folder.mkdir(parents=True)
+        lock = own_folder(folder)
+        if lock is not None:
+            break
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def own_folder(folder: Path) -> int | None:
+    """Open and lock it; None when a sweep was faster, between its making and its lock."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a network file system that locks no folders: there nothing is swept either
+        if not try_lock(descriptor):
+            os.close(descriptor)
+            return None
+    if folder.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def sweep(parent: Path) -> list[Path]:
+    """Remove the hidden folders of processes that are gone; returns them. Those of a stopped import are no such: it goes on."""
+    removed = []
+    for folder in sorted(parent.glob(f"{STAGING_PREFIX}*")):
+        if not STAGING_NAME.fullmatch(folder.name):
+            continue
         try:
-            staging.mkdir(parents=True)
-            yield staging
-            seal(staging)
-            if target.exists():
-                retired = target.with_name(f"{STAGING_PREFIX}old-{ULID()}")
-                target.rename(retired)
-                staging.rename(target)
-                shutil.rmtree(retired)
-            else:
-                staging.rename(target)
-            fsync_folder(target.parent)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:  # renamed or removed meanwhile, or not ours to read
+            continue
+        try:
+            if try_lock(descriptor):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
+        except OSError:  # whether somebody works there cannot be known
+            continue
+        finally:
+            os.close(descriptor)
+    return removed
 
 
 def seal(folder: Path) -> None:

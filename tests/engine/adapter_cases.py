@@ -103,10 +103,13 @@ class Case:
         }
         return JobOrder(id="job_1", kind=JobKind.EXPORT, spec=spec, inputs=inputs)
 
-    def export(self, output: Path, kind: str = "gguf", quantization: str = "F16") -> ExportResult:
+    def export(
+        self, output: Path, kind: str = "gguf", quantization: str = "F16", job_id: str = "job_1"
+    ) -> ExportResult:
         folder = output.parent / "job"
         folder.mkdir(exist_ok=True)
-        return export.run(self.order(output, kind, quantization), folder, Reporter(folder))
+        order = self.order(output, kind, quantization).model_copy(update={"id": job_id})
+        return export.run(order, folder, Reporter(folder))
 
 
 def build_case(folder: Path, family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Case:

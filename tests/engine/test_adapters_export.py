@@ -70,6 +70,17 @@ def test_a_proof_that_is_not_a_number_fails() -> None:
         require(LogitDifference(float("nan"), float("nan"), 0.0, 1), 1.0, "the merged model")
 
 
+@pytest.mark.parametrize(("kind", "name"), [("merged", "out"), ("gguf", "out.gguf")])
+def test_a_job_that_was_killed_behind_its_last_step_finds_what_it_wrote(
+    kind: str, name: str, case: Case, tmp_path: Path
+) -> None:
+    first = case.export(tmp_path / name, kind)
+    again = case.export(tmp_path / name, kind)
+    assert again.model_dump_json() == first.model_dump_json()
+    with pytest.raises(Conflict, match=f"{name} exists already"):
+        case.export(tmp_path / name, kind, job_id="job_of_another")
+
+
 def test_an_existing_target_is_a_conflict(case: Case, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_text("mine")
     with pytest.raises(Conflict, match=r"model\.gguf exists already"):

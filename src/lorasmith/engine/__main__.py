@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Conflict, Interrupted, InvalidSpec, LorasmithError
+from lorasmith.faults import fault_point
 from lorasmith.files import read_json, try_lock, write_json
 from lorasmith.schemas.jobs import JobError, JobKind, JobOrder
 
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     if lock is None:
         print(f"another engine process runs in {folder}", file=sys.stderr)
         return Conflict.exit_code
+    fault_point("engine.begun")
     (folder / "error.json").unlink(missing_ok=True)
     reserve = folder / RESERVE
     with suppress(OSError):  # a disk that is full already has no room for it either
@@ -51,6 +53,7 @@ def main(arguments: list[str]) -> int:
     report("started", pid=os.getpid())
     try:
         result = run_job(folder, report)
+        fault_point("engine.ran")
     except BaseException as error:
         failure = explain(error)
         if not isinstance(error, LorasmithError):
@@ -62,6 +65,7 @@ def main(arguments: list[str]) -> int:
         return failure.exit_code
     reserve.unlink(missing_ok=True)
     write_json(folder / "result.json", result.model_dump(mode="json"))
+    fault_point("engine.result")
     report("ended", status="completed")
     return 0
 

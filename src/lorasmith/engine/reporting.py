@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasmith.errors import Cancelled, Interrupted, Paused
+from lorasmith.faults import fault_point
 from lorasmith.files import cut_torn_line, disk_errors, read_json
 from lorasmith.schemas.jobs import JobRequest, now
 
@@ -27,7 +28,9 @@ class Reporter:
         self.seq += 1
         line = json.dumps({"seq": self.seq, "time": now().isoformat(), "type": type, "data": data}, ensure_ascii=False)
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as handle:
+            fault_point("event.numbered")
             handle.write(line + "\n")
+        fault_point("event.appended")
 
     def poll(self) -> bool:
         """Read the control file: a pause or cancellation becomes a stop; returns whether a checkpoint is wanted now."""
@@ -35,7 +38,9 @@ class Reporter:
         if not path.exists():
             return False
         request = JobRequest(read_json(path)["request"])
+        fault_point("control.read")
         path.unlink()
+        fault_point("control.taken")
         if request is JobRequest.CHECKPOINT:
             return True
         self.stop_requested = True

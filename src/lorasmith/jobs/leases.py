@@ -52,9 +52,11 @@ class LeaseKeeper:
     def renew(self) -> None:
         while not self.ended.wait(RENEW_S):
             try:
-                lost = self.jobs.renew(list(self.held)) if self.held else []
+                self.renew_once()
             except LorasmithError as error:
                 log.warning("leases could not be renewed: %s", error.message)  # the token guards what comes after
-                continue
-            self.held.difference_update(lost)
-            self.lost.update(lost)
+
+    def renew_once(self) -> None:
+        lost = self.jobs.renew(list(self.held)) if self.held else []
+        self.held.difference_update(lost)
+        self.lost.update(lost)

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from lorasmith.errors import InvalidData
+from lorasmith.faults import fault_point
 from lorasmith.files import disk_errors
 from lorasmith.schemas.data import (
     PARTS,
@@ -171,6 +172,7 @@ class Curation:
         for file in files:
             file.flush()
             os.fsync(file.fileno())
+        fault_point("import.flushed")
         self.index.commit(
             {
                 "key": self.key,
@@ -188,6 +190,7 @@ class Curation:
             }
         )
         self.committed_at = time.monotonic()
+        fault_point("import.committed")
 
     def read(self, report: Report = silent) -> None:
         """Every row to the working folder. Raises `InvalidData` when too many cannot be used."""
@@ -205,6 +208,7 @@ class Curation:
                         if time.monotonic() - self.committed_at > COMMIT_EVERY_S:
                             self.commit()
                 self.complete = True
+                fault_point("import.read")
                 self.commit()
             report(Progress("reading", self.source.bytes_total, self.source.bytes_total, self.rows))
         self.check_share()

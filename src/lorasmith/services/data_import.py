@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, LorasmithError
-from lorasmith.files import STAGING_PREFIX, disk_errors, new_id, sha256_bytes, staged_folder
+from lorasmith.faults import fault_point
+from lorasmith.files import STAGING_PREFIX, disk_errors, new_id, sha256_bytes, staged_folder, sweep, write_text
 from lorasmith.model_files import read_facts
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.data_lineage import StepInput
@@ -26,6 +27,7 @@ from lorasmith.services.models import resolve_model
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
 
+DATASET_ID = "dataset_id"  # in the working folder
 GOES_ON = "the same command goes on where this one stopped"
 
 
@@ -46,17 +48,23 @@ def import_dataset(
     """
     source = Source.open(path, spec.encoding)
     source_sha256 = source.digest()
+    datasets = workbench.path("datasets")
+    sweep(datasets)
     versions = versions_of(workbench, spec.name)
     if versions:
-        return same_or_conflict(versions, path, source_sha256, spec)
+        same = same_or_conflict(versions, path, source_sha256, spec)
+        shutil.rmtree(work_place(datasets, spec.name), ignore_errors=True)  # of an import that ended behind its row
+        return same
     context = open_context(workbench, spec.tokenizer) if spec.tokenizer else None
     key = sha256_bytes(f"{source_sha256}\0{spec.model_dump_json()}".encode())
     with (
-        work_folder(workbench.path("datasets"), spec.name) as folder,
+        work_folder(datasets, spec.name) as folder,
         Curation(folder, source, spec, context=context, key=key) as work,
     ):
+        fault_point("import.opened")
         work.read(report)
-        return store(workbench, work, source_sha256, spec, report, dataset_id or new_id("dataset"), description)
+        dataset_id = dataset_id or kept_id(folder)
+        return store(workbench, work, source_sha256, spec, report, dataset_id, description)
 
 
 def store(
@@ -69,8 +77,11 @@ def store(
     description: str | None,
 ) -> Dataset:
     folder = workbench.path(f"datasets/{dataset_id}")
-    with staged_folder(folder, replace=True) as staging:  # a crash before the row left a folder with this id
+    with staged_folder(
+        folder, replace=True, point="dataset"
+    ) as staging:  # a crash before the row left a folder with this id
         statistics = work.write(staging, report)
+        fault_point("import.decided")
         sha256 = content_digest(staging)
         read = StepInput(kind="source", name=source_name(work.source.path), sha256=source_sha256)
         dataset = Dataset(
@@ -93,6 +104,7 @@ def store(
             statistics=statistics,
         )
         (staging / DESCRIPTION).write_text(dataset.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        fault_point("import.described")
     if work.search_index.exists():  # deciding again hashes nothing
         index = index_of_rows(folder)
         index.parent.mkdir()
@@ -115,7 +127,7 @@ def work_folder(datasets: Path, name: str) -> Iterator[Path]:
 
     Whatever else ends it (Ctrl-C, a full disk, a signal, a crash) leaves it, and the same import goes on there.
     """
-    folder = datasets / f"{STAGING_PREFIX}import-{name}"
+    folder = work_place(datasets, name)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -130,7 +142,20 @@ def work_folder(datasets: Path, name: str) -> Iterator[Path]:
     except LorasmithError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(folder)
+    fault_point("import.stored")
+    shutil.rmtree(folder, ignore_errors=True)  # the next import of the name takes what may be left
+
+
+def work_place(datasets: Path, name: str) -> Path:
+    return datasets / f"{STAGING_PREFIX}import-{name}"
+
+
+def kept_id(work: Path) -> str:
+    """The id of the dataset that is made in this working folder: a crash before its row does not leave a folder of another id."""
+    path = work / DATASET_ID
+    if not path.exists():
+        write_text(path, new_id("dataset"))
+    return path.read_text(encoding="utf-8")
 
 
 def open_context(workbench: Workbench, model: str) -> ContextCheck:

@@ -7,7 +7,6 @@ byte for byte; the source is not read, and rows whose search index is there are 
 from __future__ import annotations
 
 import heapq
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.errors import InvalidData
-from lorasmith.files import STAGING_PREFIX, disk_errors, verify_manifest
+from lorasmith.files import disk_errors, scratch_folder, verify_manifest
 from lorasmith.schemas.data import PARTS, STAYS, DataImportSpec, Dataset, Example, Fate, LedgerLine, Part, SetAside
 from lorasmith.schemas.data_lineage import DedupSpec, SplitSpec, StepInput
 from lorasmith.services.data_decision import check_decision, decide_rows, fate_counts
@@ -140,39 +139,41 @@ def rows_of_version(
     fates: Counter[str] = Counter()
     findings: Counter[str] = Counter()
     pinned: Counter[Part] = Counter()
-    with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=stored.parent) as scratch, disk_errors(stored):
-        folder = Path(scratch)
-        with ImportIndex(folder / "index.sqlite") as index:
-            num_rows = staying = 0
-            with open_text(folder / "rows.jsonl") as rows, open_text(folder / LEDGER) as ledger:
-                for line, example in undecided(stored):
-                    num_rows += 1
-                    if leaks and example is not None and line.leaks_into is None:
-                        line.leaks_into = leaks.get(line.row)
-                    fates[line.fate.value] += 1
-                    ledger.write(line.model_dump_json(exclude_none=True) + "\n")
-                    if example is None:
-                        continue
-                    rows.write(example.model_dump_json(exclude_none=True) + "\n")
-                    findings.update({finding.check for finding in line.flags or ()})
-                    if line.leaks_into is None:
-                        index.add_to_group(example.group, group_position(example.group, spec.salt), line.asked_part)
-                        staying += 1
-                        if line.asked_part is not None:
-                            pinned[line.asked_part] += 1
-            if not staying:
-                raise InvalidData("every row holds an item, so nothing would be left", hint="raise the similarity")
-            yield ReadRows(
-                rows=folder / "rows.jsonl",
-                ledger=folder / LEDGER,
-                index=index,
-                num_rows=num_rows,
-                fates=fates,
-                findings=findings,
-                pinned=pinned,
-                ignored=statistics.get("ignored_fields", {}),
-                languages=statistics.get("languages", {}),
-            )
+    with (
+        disk_errors(stored),
+        scratch_folder(stored.parent) as folder,
+        ImportIndex(folder / "index.sqlite") as index,
+    ):
+        num_rows = staying = 0
+        with open_text(folder / "rows.jsonl") as rows, open_text(folder / LEDGER) as ledger:
+            for line, example in undecided(stored):
+                num_rows += 1
+                if leaks and example is not None and line.leaks_into is None:
+                    line.leaks_into = leaks.get(line.row)
+                fates[line.fate.value] += 1
+                ledger.write(line.model_dump_json(exclude_none=True) + "\n")
+                if example is None:
+                    continue
+                rows.write(example.model_dump_json(exclude_none=True) + "\n")
+                findings.update({finding.check for finding in line.flags or ()})
+                if line.leaks_into is None:
+                    index.add_to_group(example.group, group_position(example.group, spec.salt), line.asked_part)
+                    staying += 1
+                    if line.asked_part is not None:
+                        pinned[line.asked_part] += 1
+        if not staying:
+            raise InvalidData("every row holds an item, so nothing would be left", hint="raise the similarity")
+        yield ReadRows(
+            rows=folder / "rows.jsonl",
+            ledger=folder / LEDGER,
+            index=index,
+            num_rows=num_rows,
+            fates=fates,
+            findings=findings,
+            pinned=pinned,
+            ignored=statistics.get("ignored_fields", {}),
+            languages=statistics.get("languages", {}),
+        )
 
 
 def undecided(stored: Path) -> Iterator[tuple[LedgerLine, Example | None]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasmith.errors import InvalidData, NotFound
-from lorasmith.files import STAGING_PREFIX, disk_errors
+from lorasmith.files import disk_errors, scratch_folder
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.data_lineage import DataStep, DecontaminationSpec, Replay, ReplayedStep
 from lorasmith.services.data_curation import SEARCH, Curation
@@ -46,8 +45,8 @@ def replay(workbench: Workbench, name: str, *, source: Path | None = None, repor
             f"the source of {dataset.name!r} is not there: {path}", hint="name the place where it is now: --source PATH"
         )
     home = workbench.path("datasets")
-    with tempfile.TemporaryDirectory(prefix=STAGING_PREFIX, dir=home) as scratch, disk_errors(home):
-        steps = replayed_steps(workbench, dataset, path, Path(scratch), report)
+    with disk_errors(home), scratch_folder(home) as scratch:
+        steps = replayed_steps(workbench, dataset, path, scratch, report)
     return Replay(dataset=dataset.name, sha256=dataset.sha256, equal=all(step.equal for step in steps), steps=steps)
 
 

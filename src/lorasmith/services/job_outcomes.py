@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from lorasmith.files import folder_size_bytes, new_id, read_json, sha256_bytes, sha256_file, staged_folder
+from lorasmith.faults import fault_point
+from lorasmith.files import folder_size_bytes, read_json, sha256_bytes, sha256_file, staged_folder
 from lorasmith.jobs.folder import ORDER
 from lorasmith.schemas.adapters import Adapter
 from lorasmith.schemas.evaluation import Evaluation
@@ -34,10 +35,10 @@ def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adap
     if any(adapter.training_job_id == job.id for adapter in workbench.adapters.list()):
         return adapter_of_job(workbench, job.id)
     inputs = TrainingInputs.model_validate(read_json(workbench.path(job.folder) / ORDER)["inputs"])
-    adapter_id = new_id("adapter")
+    adapter_id = f"adapter_{job.id.removeprefix('job_')}"  # the same after a crash between the copy and its row
     folder = f"adapters/{adapter_id}"
     made = workbench.path(job.folder) / result.adapter_folder
-    with staged_folder(workbench.path(folder)) as staging:
+    with staged_folder(workbench.path(folder), replace=True, point="kept-adapter") as staging:
         shutil.copytree(made, staging, dirs_exist_ok=True)
         digest = adapter_digest(
             {name: sha256_file(staging / name) for name in ("adapter_config.json", "adapter_model.safetensors")}
@@ -58,7 +59,9 @@ def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adap
         lora_config=job.spec["lora"],
         metrics={"validation_loss": result.validation_loss, "training_time_seconds": result.training_time_seconds},
     )
-    return workbench.adapters.add(adapter)
+    added = workbench.adapters.add(adapter)
+    fault_point("outcome.added")
+    return added
 
 
 def adapter_of_job(workbench: Workbench, job_id: str) -> Adapter:

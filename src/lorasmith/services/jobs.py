@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lorasmith.errors import STOPS, Conflict, JobFailed, Killed
+from lorasmith.faults import fault_point
 from lorasmith.files import new_id
 from lorasmith.jobs.folder import (
     ERROR,
@@ -45,6 +46,7 @@ PHASE_STATUS = {
 STOPS_AS = {JobRequest.PAUSE: JobStatus.PAUSED, JobRequest.CANCEL: JobStatus.CANCELLED}
 STOPPED = {JobStatus.PAUSED, JobStatus.INTERRUPTED, JobStatus.FAILED, JobStatus.CANCELLED}
 
+BACKOFF_S = (2.0, 10.0, 60.0)  # before a crashed job is started again
 RESTARTS = 3  # of an engine that is killed or crashes and has saved nothing new since the last time
 
 Watch = Callable[[Event], None]
@@ -60,12 +62,14 @@ def create_job(
     job_id = new_id("job")
     folder = f"jobs/{job_id}"
     write_order(workbench.path(folder), JobOrder(id=job_id, kind=kind, spec=spec, inputs=inputs))
+    fault_point("job.ordered")
     facts |= {"base_model": inputs.get("model_name"), "dataset_id": inputs.get("dataset_id")}
     job = Job(id=job_id, kind=kind, name=name, spec=spec, folder=folder, **facts)
     if job.auto_resume:
         workbench.jobs.add(job)
     else:
         workbench.jobs.add_held(job, holder())
+    fault_point("job.added")
     return job
 
 
@@ -106,6 +110,7 @@ def begin(workbench: Workbench, job: Job, lease: Lease) -> EngineProcess:
     """Start the engine of a held job; what the job was asked meanwhile is handed on to it."""
     folder = workbench.path(job.folder)
     process = start_engine(folder, job.cores)
+    fault_point("job.started")
 
     def note(stored: Job) -> None:
         stored.pid, stored.process_started = process.pid, process.started
@@ -113,6 +118,7 @@ def begin(workbench: Workbench, job: Job, lease: Lease) -> EngineProcess:
         stored.reason = stored.reason_code = stored.completed_at = None
 
     stored = workbench.jobs.change(job.id, note, lease=lease)
+    fault_point("job.begun")
     if stored.request is not None and stored.kind in KEEPS_ITS_WORK:
         write_request(folder, stored.request)
     return process
@@ -124,19 +130,31 @@ def watch_phase(workbench: Workbench, job: Job, lease: Lease, event: Event, watc
     if status and status is not job.status:
         job.status = status
         workbench.jobs.change(job.id, lambda stored: setattr(stored, "status", status), lease=lease)
+        fault_point("job.phase")
     watch(event)
 
 
 def count_restart(workbench: Workbench, job: Job, lease: Lease) -> bool:
     """Note an automatic restart; False when `RESTARTS` have gone by without a new checkpoint."""
     reached = newest_checkpoint_name(workbench.path(job.folder))
+    return workbench.jobs.change(job.id, lambda stored: count(stored, reached), lease=lease).tries <= RESTARTS
 
-    def count(stored: Job) -> None:
-        if reached > stored.reached:
-            stored.tries, stored.reached = 0, reached
-        stored.tries += 1
 
-    return workbench.jobs.change(job.id, count, lease=lease).tries <= RESTARTS
+def count(stored: Job, reached: str) -> None:
+    if reached > stored.reached:
+        stored.tries, stored.reached = 0, reached
+    stored.tries += 1
+
+
+def start_again(stored: Job, reached: str) -> None:
+    """A crashed job that may go on waits in the queue; it has failed when it was started again too often."""
+    count(stored, reached)
+    if stored.tries <= RESTARTS:
+        stored.status, stored.completed_at = JobStatus.QUEUED, None
+    else:
+        stored.status = JobStatus.FAILED
+        place = reached or "the start"
+        stored.reason = f"the engine process has ended without a word {RESTARTS + 1} times at {place}"
 
 
 def given_up(workbench: Workbench, job: Job) -> JobFailed:
@@ -151,11 +169,15 @@ def given_up(workbench: Workbench, job: Job) -> JobFailed:
     return failure
 
 
-def conclude(workbench: Workbench, job: Job, lease: Lease, returncode: int | None = None) -> Job:
+def conclude(
+    workbench: Workbench, job: Job, lease: Lease, returncode: int | None = None, *, again: bool = False
+) -> Job:
     """Store what the folder of an engine that has ended says: what it made first, then the row.
 
-    `returncode` is that of the process, if this one has started it.
+    `returncode` is that of the process, if this one has started it. With `again`, a job that may go on after a crash is in
+    the queue by the same step, so that no crash of this process leaves it where nobody starts it.
     """
+    fault_point("job.ended")
     folder = workbench.path(job.folder)
     result, error = read_result(folder), read_error(folder)
     reached = newest_checkpoint_name(folder)
@@ -167,8 +189,12 @@ def conclude(workbench: Workbench, job: Job, lease: Lease, returncode: int | Non
         stored.completed_at = datetime.now(UTC)
         stored.status, stored.reason_code, stored.reason = verdict(stored, result, error, silent)
         stored.result, stored.request, stored.adapter_id = result, None, adapter.id if adapter else None
+        if again and stored.status is JobStatus.INTERRUPTED and stored.reason_code == "crashed" and stored.auto_resume:
+            start_again(stored, reached)
 
-    return workbench.jobs.change(job.id, note, lease=lease)
+    concluded = workbench.jobs.change(job.id, note, lease=lease)
+    fault_point("job.concluded")
+    return concluded
 
 
 def verdict(
@@ -187,14 +213,19 @@ def verdict(
     return JobStatus.FAILED, error.reason_code, error.message
 
 
+def backoff_s(job: Job) -> float:
+    """How long a concluded job waits before somebody may start it."""
+    return BACKOFF_S[min(job.tries, len(BACKOFF_S)) - 1] if job.status is JobStatus.QUEUED else 0.0
+
+
 def settle_abandoned(workbench: Workbench) -> None:
     """Conclude jobs whose engine has ended and that nobody answers for."""
     for job in workbench.jobs.abandoned():
         if not engine_runs(workbench.path(job.folder)):
             taken = workbench.jobs.adopt(holder(), job.id)
             if taken is not None:
-                conclude(workbench, *taken)
-                workbench.jobs.release(taken[1])
+                concluded = conclude(workbench, *taken, again=True)
+                workbench.jobs.release(taken[1], after_s=backoff_s(concluded))
 
 
 def list_jobs(workbench: Workbench) -> list[Job]:
@@ -249,8 +280,10 @@ def ask(workbench: Workbench, job: Job, request: JobRequest) -> Job:
             stored.request = request
 
     stored = workbench.jobs.change(job.id, note)
+    fault_point("job.asked")
     if stored.request is request and stored.kind in KEEPS_ITS_WORK:
         write_request(workbench.path(stored.folder), request)
+        fault_point("job.requested")
     return stored
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lorasmith.errors import LorasmithError, LostLease
-from lorasmith.files import folder_size_bytes
+from lorasmith.faults import fault_point
+from lorasmith.files import folder_size_bytes, sweep
 from lorasmith.jobs.folder import EventReader, newest_checkpoint_name, note_kill, write_error
 from lorasmith.jobs.leases import LeaseKeeper, holder
 from lorasmith.jobs.processes import EngineProcess, engine_runs
 from lorasmith.schemas.jobs import KEEPS_ITS_WORK, Event, Job, JobError, JobKind, JobRequest, JobStatus
-from lorasmith.services.jobs import RESTARTS, begin, conclude, count_restart, watch_phase
+from lorasmith.services.jobs import backoff_s, begin, conclude, watch_phase
 from lorasmith.services.workbench import Workbench
 from lorasmith.store.leases import Lease
 
@@ -24,8 +25,8 @@ CLAIM_EVERY_S = 1.0  # a claim locks the database, if only for a moment
 ADOPT_EVERY_S = 2.0
 DISK_EVERY_S = 30.0
 STORE_AGAIN_S = 10.0
-BACKOFF_S = (2.0, 10.0, 60.0)
 KILL_AFTER_S = 60.0  # an engine that was asked to cancel and has not ended
+SWEPT = ("datasets", "adapters", "evaluations")  # an engine sweeps its own folder, an export the place where it writes
 ROOM_BYTES = 64_000_000  # what a job needs beside its next checkpoint to go on after a full disk
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Worker:
 
     def run(self, stopped: Callable[[float], bool]) -> None:
         """Work until `stopped(seconds)`, which waits that long, says so."""
+        for kind in SWEPT:
+            sweep(self.workbench.path(kind))
         with self.keeper:
             while not stopped(LOOK_S):
                 try:
@@ -166,22 +169,13 @@ class Worker:
 
     def conclude(self, job: Job, lease: Lease, returncode: int | None = None) -> None:
         """Store what came of it; a crashed job that may go on waits in the queue, each time longer."""
-        concluded = conclude(self.workbench, job, lease, returncode)
+        concluded = conclude(self.workbench, job, lease, returncode, again=True)
         self.next_claim = 0.0
-        wait_s = 0.0
-        if concluded.status is JobStatus.INTERRUPTED and concluded.reason_code == "crashed" and concluded.auto_resume:
-            concluded, wait_s = self.try_again(concluded, lease)
-        self.workbench.jobs.release(lease, after_s=wait_s)
+        if concluded.status is JobStatus.QUEUED:
+            fault_point("job.queued-again")
+        self.workbench.jobs.release(lease, after_s=backoff_s(concluded))
         reason = f": {concluded.reason}" if concluded.reason else ""
         self.tell(concluded, f"{concluded.status}{reason}")
-
-    def try_again(self, job: Job, lease: Lease) -> tuple[Job, float]:
-        if not count_restart(self.workbench, job, lease):
-            reached = newest_checkpoint_name(self.workbench.path(job.folder)) or "the start"
-            reason = f"the engine process has ended without a word {RESTARTS + 1} times at {reached}"
-            return self.workbench.jobs.change(job.id, lambda stored: fail(stored, reason), lease=lease), 0.0
-        again = self.workbench.jobs.change(job.id, queue, lease=lease)
-        return again, BACKOFF_S[min(again.tries, len(BACKOFF_S)) - 1]
 
     def leave(self, running: Running, why: str) -> None:
         self.running.remove(running)
@@ -210,7 +204,3 @@ def queue_if_paused(job: Job) -> None:
     if job.status is JobStatus.PAUSED and job.reason_code == "disk_full":
         queue(job)
         job.reason = job.reason_code = None
-
-
-def fail(job: Job, reason: str) -> None:
-    job.status, job.reason = JobStatus.FAILED, reason

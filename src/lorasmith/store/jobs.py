@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, func, or_, select, text
 from sqlalchemy.orm import Session
 
 from lorasmith.errors import Conflict, LostLease, NotFound
+from lorasmith.faults import fault_point
 from lorasmith.schemas.jobs import ACTIVE, Job, JobKind, JobStatus
 from lorasmith.store.database import JobRecord, reading, transaction
 from lorasmith.store.leases import LEASE_S, Lease, boot_id, uptime
@@ -44,6 +45,8 @@ class JobTable(Table[Job]):
             job = Job.model_validate_json(stored.document)
             change(job)
             self.write(stored, job)
+            session.flush()
+            fault_point("job.changing")
         return job
 
     def newest(
@@ -115,8 +118,14 @@ class JobTable(Table[Job]):
                     blocked.add(stored.lane)
                     continue
                 lease = lend(stored, holder)
-                return self.begin(stored), lease
-        return None
+                job = self.begin(stored)
+                break
+            else:
+                return None
+            session.flush()
+            fault_point("job.claiming")
+        fault_point("job.claimed")
+        return job, lease
 
     def begin(self, stored: JobRecord) -> Job:
         job = Job.model_validate_json(stored.document)
@@ -144,7 +153,11 @@ class JobTable(Table[Job]):
             )
             if stored is None:
                 return None
-            return Job.model_validate_json(stored.document), lend(stored, holder)
+            taken = Job.model_validate_json(stored.document), lend(stored, holder)
+            session.flush()
+            fault_point("job.adopting")
+        fault_point("job.adopted")
+        return taken
 
     def renew(self, leases: list[Lease]) -> list[Lease]:
         """Hold them for `LEASE_S` from now on; returns those that another process has taken."""
@@ -156,6 +169,9 @@ class JobTable(Table[Job]):
                     lost.append(lease)
                 else:
                     extend(stored, LEASE_S)
+            session.flush()
+            fault_point("lease.renewing")
+        fault_point("lease.renewed")
         return lost
 
     def release(self, lease: Lease, *, after_s: float = 0.0) -> None:
@@ -165,6 +181,7 @@ class JobTable(Table[Job]):
             if stored is not None and stored.lease_token == lease.token:
                 stored.lease_holder = None
                 extend(stored, after_s)
+        fault_point("job.released")
 
 
 def required(session: Session, job_id: str) -> JobRecord:

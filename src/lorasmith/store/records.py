@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import Engine, func, or_, select
 
 from lorasmith.errors import Conflict, NotFound, did_you_mean
+from lorasmith.faults import fault_point
 from lorasmith.store.database import Record, reading, transaction
 
 Noun = TypeVar("Noun", bound=BaseModel)
@@ -39,6 +40,9 @@ class Table(Generic[Noun]):
                         hint=f"choose another name, or remove {taken} first",
                     )
             session.add(self.record(**self.columns(row)))
+            session.flush()
+            fault_point("row.adding")
+        fault_point("row.added")
         return row
 
     def columns(self, row: Noun) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.engine.adapters.gguf import new_file, read_back, write_gguf, write_proof
+from lorasmith.engine.adapters.gguf import new_file, read_back, read_proof, write_gguf, write_proof
 from lorasmith.engine.adapters.gguf_tensors import architecture, embedding_rows
 from lorasmith.engine.adapters.gguf_vocabulary import read_vocabulary
 from lorasmith.engine.adapters.merging import attach, fold, stored_dtype
@@ -20,7 +20,8 @@ from lorasmith.engine.adapters.proof import compare_logits, probe_logits, probe_
 from lorasmith.engine.models.loading import base_fingerprint, check_base, load_model, load_tokenizer, model_folder
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Conflict, Interrupted
-from lorasmith.files import disk_full, folder_size_bytes, staged_folder, write_json
+from lorasmith.faults import fault_point
+from lorasmith.files import disk_full, folder_size_bytes, read_json, staged_folder, verify_manifest, write_json
 from lorasmith.model_files import check_model_folder
 from lorasmith.schemas.adapters import ExportInputs, ExportResult, ExportSpec
 from lorasmith.schemas.jobs import JobOrder
@@ -28,6 +29,7 @@ from lorasmith.schemas.jobs import JobOrder
 # Allowed differences of logits from base + adapter, in standard deviations of the logits
 MERGE_BOUND = 1e-3  # float32 sums in another order
 ROUNDING_BOUNDS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+DESCRIPTION = "export.json"  # in a merged folder
 GGUF_BOUNDS = {"F16": 0.05, "Q8_0": 0.5}
 
 
@@ -50,19 +52,45 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> ExportResult:
     check_base(Path(inputs.adapter_folder), Path(inputs.model_folder))
     output = Path(inputs.output)
     if output.exists():
-        raise Conflict(f"{output} exists already", hint="choose another place, or remove it first")
-    if spec.kind == "merged":
-        return export_merged(inputs, report)
-    return export_gguf(inputs, spec, report)
+        checks = own_checks(order.id, output)
+        if checks is None:
+            raise Conflict(f"{output} exists already", hint="choose another place, or remove it first")
+        report("note", text=f"{output} was whole when the process before this one ended")
+    elif spec.kind == "merged":
+        checks = export_merged(order.id, inputs, report)
+    else:
+        checks = export_gguf(order.id, inputs, spec, report)
+    return ExportResult(
+        kind=spec.kind,
+        path=str(output),
+        size_bytes=folder_size_bytes(output) if output.is_dir() else output.stat().st_size,
+        quantization=spec.quantization if spec.kind == "gguf" else None,
+        checks=checks,
+    )
 
 
-def export_merged(inputs: ExportInputs, report: Reporter) -> ExportResult:
+def own_checks(job_id: str, output: Path) -> dict[str, Any] | None:
+    """The checks of what this job wrote there before its process was killed; None for what is another's."""
+    if output.is_dir():
+        written = read_json(output / DESCRIPTION) if (output / DESCRIPTION).is_file() else None
+    else:
+        written = read_proof(output)
+    if not isinstance(written, dict) or written.get("job") != job_id:
+        return None
+    if output.is_dir():
+        verify_manifest(output)
+    checks: dict[str, Any] = written["checks"]
+    return checks
+
+
+def export_merged(job_id: str, inputs: ExportInputs, report: Reporter) -> dict[str, Any]:
     """A Hugging Face folder in the dtype of the base, with `export.json` beside the weights."""
     output = Path(inputs.output)
     check_model_folder(Path(inputs.model_folder))
     dtype = stored_dtype(Path(inputs.model_folder))
     merged = merge_with_reference(inputs, report)
-    with staged_folder(output) as staging:
+    fault_point("export.merged")
+    with staged_folder(output, point="export") as staging:
         start_phase(report, "write")
         merged.model.to(dtype)  # type: ignore[arg-type]  # transformers wraps the method
         save_model(merged.model, staging)
@@ -72,11 +100,12 @@ def export_merged(inputs: ExportInputs, report: Reporter) -> ExportResult:
         bound = ROUNDING_BOUNDS[dtype]
         require(difference, bound, "the written folder")
         checks = {**merged.checks, "artefact": difference.as_check(bound), "dtype": str(dtype).removeprefix("torch.")}
-        write_json(staging / "export.json", description(inputs, checks))
-    return ExportResult(kind="merged", path=str(output), size_bytes=folder_size_bytes(output), checks=checks)
+        fault_point("export.proved")
+        write_json(staging / DESCRIPTION, description(job_id, inputs, checks))
+    return checks
 
 
-def export_gguf(inputs: ExportInputs, spec: ExportSpec, report: Reporter) -> ExportResult:
+def export_gguf(job_id: str, inputs: ExportInputs, spec: ExportSpec, report: Reporter) -> dict[str, Any]:
     """One GGUF file; its proof is inside, under the key `lorasmith.export_proof`."""
     output = Path(inputs.output)
     check_model_folder(Path(inputs.model_folder))
@@ -101,14 +130,8 @@ def export_gguf(inputs: ExportInputs, spec: ExportSpec, report: Reporter) -> Exp
         checks = {**merged.checks, "artefact": difference.as_check(bound), "read_back": stored}
         if vocabulary.notes:
             checks["notes"] = list(vocabulary.notes)
-        write_proof(temporary, description(inputs, checks))
-    return ExportResult(
-        kind="gguf",
-        path=str(output),
-        size_bytes=output.stat().st_size,
-        quantization=spec.quantization,
-        checks=checks,
-    )
+        write_proof(temporary, description(job_id, inputs, checks))
+    return checks
 
 
 def merge_with_reference(inputs: ExportInputs, report: Reporter, *, gguf: bool = False) -> Merged:
@@ -160,9 +183,10 @@ def serving_tokenizer(model_folder: Path, adapter_folder: Path) -> PreTrainedTok
     return tokenizer
 
 
-def description(inputs: ExportInputs, checks: dict[str, Any]) -> dict[str, Any]:
-    """What was exported from what, and how it compares."""
+def description(job_id: str, inputs: ExportInputs, checks: dict[str, Any]) -> dict[str, Any]:
+    """What was exported from what, by which job, and how it compares."""
     return {
+        "job": job_id,
         "base_model": inputs.model_name,
         "base_fingerprint": base_fingerprint(Path(inputs.model_folder)),
         "adapter": inputs.adapter_name,

@@ -238,3 +238,13 @@ def write_proof(path: Path, checks: dict[str, Any]) -> None:
     assert field is not None
     field.parts[-1][:] = np.frombuffer(text, dtype=np.uint8)
     reader.data.flush()
+
+
+def read_proof(path: Path) -> dict[str, Any] | None:
+    """What `write_proof` put into a file; None for a file that is another's."""
+    try:
+        field = GGUFReader(path).get_field(PROOF_KEY)
+        found = json.loads(bytes(field.parts[-1])) if field is not None else None
+    except (ValueError, IndexError):  # no GGUF, or one that was cut off
+        return None
+    return found if isinstance(found, dict) else None

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.errors import InvalidData
+from lorasmith.faults import fault_point
 from lorasmith.files import disk_errors, fsync_folder, seal, verify_manifest, write_json
 from lorasmith.schemas.data import CheckName
 
@@ -140,6 +141,7 @@ class StoreWriter:
             for name in (TOKENS, ROWS, JOURNAL):
                 (self.folder / name).touch()
             self.continue_whole()
+            fault_point("tokens.begun")
 
     def continue_whole(self) -> None:
         """Count the chunks that are whole; the rest, which a crash left, is cut off."""
@@ -186,14 +188,19 @@ class StoreWriter:
             for name, part in zip((TOKENS, ROWS), parts, strict=True):
                 with (self.folder / name).open("ab") as handle:
                     handle.write(part)
+            fault_point("tokens.appended")
             with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
                 journal.write(json.dumps(entry) + "\n")
+        fault_point("tokens.journaled")
 
     def finish(self, origin: dict[str, Any]) -> None:
         """Give the store its name, once every byte is on the disk. `origin` is what it was made from."""
         with disk_errors(self.folder):
             write_json(self.folder / ORIGIN, origin)
             (self.folder / JOURNAL).unlink()
+            fault_point("tokens.unjournaled")
             seal(self.folder)
+            fault_point("tokens.sealed")
             self.folder.rename(self.target)
+            fault_point("tokens.renamed")
             fsync_folder(self.target.parent)

@@ -39,7 +39,7 @@ def write_adapter(
 ) -> None:
     """`adapter/` in the job folder: what `peft.PeftModel.from_pretrained` loads, and what people and servers check."""
     spec, inputs = TrainingSpec.model_validate(order.spec), TrainingInputs.model_validate(order.inputs)
-    with staged_folder(job / "adapter", replace=True) as folder:
+    with staged_folder(job / "adapter", replace=True, point="adapter") as folder:
         training.model.peft_config["default"].base_model_name_or_path = inputs.model_name
         save_adapter(training.model, folder, training.initial)
         tokenizer.save_pretrained(folder)

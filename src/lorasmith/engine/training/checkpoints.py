@@ -17,12 +17,14 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.initial import save_adapter
 from lorasmith.engine.training.schedule import best_evaluation
 from lorasmith.errors import DiskFull, InvalidData, NotFound
+from lorasmith.faults import fault_point
 from lorasmith.files import (
     MANIFEST,
     STAGING_PREFIX,
     folder_size_bytes,
     read_json,
     staged_folder,
+    sweep,
     verify_manifest,
     write_json,
 )
@@ -65,7 +67,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoints/step-…`; only when it is whole are older ones beyond `keep` removed."""
     target = checkpoint_folder(job, progress.step)
-    with staged_folder(target, replace=True) as folder:
+    with staged_folder(target, replace=True, point="checkpoint") as folder:
         save_adapter(model, folder, initial)
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, float] = {}
@@ -80,6 +82,7 @@ def save_checkpoint(
         write_json(folder / "state.json", numbers)
         write_json(folder / "progress.json", asdict(progress))
     for old in whole_checkpoints(job)[:-keep]:
+        fault_point("train.retiring")
         shutil.rmtree(old)
     return target
 
@@ -112,6 +115,8 @@ def newest_checkpoint(job: Path, report: Reporter) -> Path | None:
     A damaged one is named in a warning and set aside as `damaged-step-…`, so that it counts nowhere as a checkpoint; what
     a kill in the middle of a save left is removed. Raises `InvalidData` when every checkpoint is damaged.
     """
+    for place in (job, job / BEST_FOLDER):
+        sweep(place)
     for unfinished in sorted((job / FOLDER).glob(f"{STAGING_PREFIX}*")):
         report("warning", text=f"{FOLDER}/{unfinished.name} was never finished, and is removed")
         shutil.rmtree(unfinished)
@@ -173,7 +178,7 @@ def best_folder(job: Path, step: int) -> Path:
 
 
 def save_best(job: Path, model: PeftModel, step: int) -> None:
-    with staged_folder(best_folder(job, step), replace=True) as folder:
+    with staged_folder(best_folder(job, step), replace=True, point="best") as folder:
         save_file(
             {name: parameter.detach().contiguous() for name, parameter in trainable(model).items()},
             folder / "weights.safetensors",

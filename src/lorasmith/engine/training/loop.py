@@ -35,6 +35,7 @@ from lorasmith.engine.training.memory import shrink_after_kill, summed
 from lorasmith.engine.training.optimizers import set_rate
 from lorasmith.engine.training.schedule import evaluations_since_best, interval, learning_rate, warmup_length
 from lorasmith.errors import JobFailed
+from lorasmith.faults import fault_point
 from lorasmith.schemas.training import TrainingSettings
 
 KILLED = "killed.json"  # in the job folder
@@ -92,6 +93,7 @@ def train(run: TrainingRun, report: Reporter) -> bool:
             gradient_norm = optimizer_step(run, report, rate)
             progress.step += 1
             progress.seconds = time.perf_counter() - began
+            fault_point("train.step")
             last = progress.step == plan.total_steps
             if progress.step % log_every == 0 or last:
                 log_step(run, report, board, rate, gradient_norm)
@@ -106,6 +108,7 @@ def train(run: TrainingRun, report: Reporter) -> bool:
                     log_step(run, report, board, rate, gradient_norm)
             if progress.step % save_every == 0 or last or stopping or save_now:
                 folder = save(run)
+                fault_point("train.saved")
                 report("checkpoint", step=progress.step, folder=str(folder.relative_to(run.job)))
             if stopping:
                 return False
@@ -243,6 +246,7 @@ def validate(run: TrainingRun, report: Reporter, board: SummaryWriter | None = N
     progress = run.progress
     progress.validation.append((progress.step, loss))
     report("evaluation", step=progress.step, loss=loss, best_loss=progress.best[1] if progress.best else None)
+    fault_point("train.evaluated")
     if run.devices.first and run.settings.keep_best and progress.best == (progress.step, loss):
         save_best(run.job, run.model, progress.step)
     if board is not None:

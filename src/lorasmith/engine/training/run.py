@@ -30,6 +30,7 @@ from lorasmith.engine.training.initial import moves_weight, start
 from lorasmith.engine.training.loop import TrainingRun, heed_kill, train
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.errors import InvalidSpec
+from lorasmith.faults import fault_point
 from lorasmith.schemas.data import TooLong
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingSpec
@@ -129,12 +130,15 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
         checkpoint = newest_checkpoint(folder, report)
     if checkpoint is not None:
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
+        fault_point("train.resumed")
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
 
     heed_kill(training, report)
     report("phase", name="train")
+    fault_point("train.started")
     finished = train(training, report)
     devices.leave()
+    fault_point("train.finished")
     if not finished:
         raise report.stop(
             f"stopped after step {training.progress.step} of {training.plan.total_steps}; everything is saved",
@@ -157,6 +161,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     check_result({name: parameter.detach() for name, parameter in trainable(model).items()})
     report("phase", name="save")
     write_adapter(folder, order, training, tokenizer, base_folder, result)
+    fault_point("train.written")
     for cache in (PREFIX, TOKENS):
         shutil.rmtree(folder / cache, ignore_errors=True)  # gigabytes that no epoch will read again
     return result
