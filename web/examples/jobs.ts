@@ -7,6 +7,7 @@
  */
 import { connect, dataOf, ProblemError } from "../src/client/client.ts";
 import { followJob } from "../src/client/events.ts";
+import type { JobCreate } from "../src/client/schema.ts";
 
 const [, , url = "http://127.0.0.1:8420"] = process.argv;
 const client = connect(url, process.env["LORASMITH_TOKEN"] ?? "");
@@ -15,8 +16,12 @@ const datasets = await dataOf(client.GET("/api/v1/finetune/datasets", { params: 
 console.log("datasets:", datasets.data.map((dataset) => `${dataset.name} ${dataset.num_examples}`).join(", "));
 
 const dataset = datasets.data[0]?.name ?? "signatures";
-const training_config = { num_epochs: 1000 }; // it is cancelled below
-const body = { base_model: "starter", dataset_id: dataset, preset: "tiny", training_config };
+const body: JobCreate = {
+  base_model: "starter",
+  dataset_id: dataset,
+  preset: "tiny",
+  training_config: { num_epochs: 1000, compile: "off" }, // it is cancelled below
+};
 const queued = await dataOf(client.POST("/api/v1/finetune/jobs", { body }));
 const params = { path: { job_id: queued.id } };
 const job = await dataOf(client.GET("/api/v1/finetune/jobs/{job_id}", { params }));
