@@ -46,7 +46,7 @@ BAD_CALLERS: dict[str, tuple[int, dict[str, Any]]] = {
 @pytest.fixture
 def settings() -> ServerSettings:
     """With a password, whose hash takes a quarter of a second."""
-    return ServerSettings(password=PASSWORD)
+    return ServerSettings(password=PASSWORD, max_body_bytes=100_000, max_upload_bytes=1_000_000)
 
 
 def operations(app: FastAPI) -> Iterator[tuple[str, str]]:
