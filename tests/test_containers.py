@@ -32,8 +32,8 @@ BIN = Path(sys.executable).parent
 PASSWORD = "correct horse battery"
 USER = 10001
 PLACES = {"/data": "/mnt", "/cache": "/srv"}  # of the image, and folders that this machine has
-# Where Python and this tree are in root's own folder, the image's user has to see them there.
-KEPT = " ".join(path for path in {sys.base_prefix, sys.prefix, str(ROOT)} if path.startswith("/root/"))
+# Where Python and this tree are in a folder that is covered, the image's user has to see them there.
+KEPT = " ".join(path for path in {sys.base_prefix, sys.prefix, str(ROOT)} if path.startswith(("/root/", "/tmp/")))
 # Runs as process 1 of the namespaces: mounts what compose.yaml mounts, then becomes the command.
 ENTER = """
 set -e
@@ -42,9 +42,10 @@ mount --bind "$2" /srv
 mount -t tmpfs tmpfs /run
 mkdir /run/secrets
 printf '%s\\n' "$3" >/run/secrets/lorasmith_password
-mount -t tmpfs -o noexec,nosuid,nodev tmpfs /tmp
-mkdir /run/root
+mkdir /run/root /run/tmp
 mount --bind /root /run/root
+mount --bind /tmp /run/tmp
+mount -t tmpfs -o noexec,nosuid,nodev tmpfs /tmp
 mount -t tmpfs -o mode=0755 tmpfs /root
 for kept in $4; do
   mkdir -p "$kept"

@@ -195,6 +195,7 @@ def test_a_job_outlives_the_command_that_started_it(lorasmith: Run, rows: Path, 
     assert json.loads(lorasmith("adapters", "list", "--json").stdout)[0]["name"] == "orphan"
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_live_bar(rows: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lorasmith", "--home", str(tmp_path / "home"), "train", "--model", "starter"]
     screen, terminal = pty.openpty()
@@ -250,6 +251,7 @@ def test_a_hub_model_that_is_not_there_offline_says_so(lorasmith: Run, rows: Pat
     assert "neither a folder nor in the Hugging Face cache" in ran.stderr
 
 
+@pytest.mark.slow
 def test_conversations_on_a_base_without_a_template_need_one(
     lorasmith: Run, rows: Path, starter: Path, tmp_path: Path
 ) -> None:

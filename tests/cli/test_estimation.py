@@ -28,6 +28,7 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_run_is_predicted_within_a_tenth_and_nothing_remains(
     lorasmith: Lorasmith, rows: Path, tmp_path: Path
 ) -> None:

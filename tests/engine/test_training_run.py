@@ -133,6 +133,7 @@ def test_what_frozen_layers_compute_is_kept_while_the_run_can_go_on_and_removed_
     assert_same_bits(whole, stopped)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(qwen2_folder: Path, training_job: Job) -> None:
     whole = training_job(qwen2_folder, "whole", num_epochs=20)
     killed = training_job(qwen2_folder, "killed", num_epochs=20)
