@@ -65,6 +65,7 @@ def server(workbench: Workbench) -> Iterator[str]:
     process.wait()
 
 
+@pytest.mark.slow
 def test_the_example_lists_queues_follows_and_cancels(
     npm: None, workbench: Workbench, server: str, tmp_path: Path
 ) -> None:

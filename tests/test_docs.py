@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,6 +34,15 @@ COMMENT = re.compile(r"<!-- (?P<key>not run|exits with|home):? (?P<value>[^>]+?)
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 HEADERS = ("train", "--model", "starter", "--data", "signatures", "--preset", "tiny", "--name", "headers")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # on a busy machine, two threads that wait for each other take ten times as long
+
+
+SLOW = {  # half a minute and more; getting-started.md and README.md are as long, and a stranger's first
+    "docs/concepts/adapter.md",
+    "docs/guides/bring-your-data.md",
+    "docs/guides/estimate.md",
+    "docs/guides/export.md",
+    "docs/guides/train.md",
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,14 @@ def teacher() -> Iterator[Stub]:
         yield stub
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if executed(page)], ids=page_id)
+def executed_pages() -> list[Any]:
+    pages = [page for page in PAGES if executed(page)]
+    return [
+        pytest.param(page, marks=pytest.mark.slow if page_id(page) in SLOW else (), id=page_id(page)) for page in pages
+    ]
+
+
+@pytest.mark.parametrize("page", executed_pages())
 def test_every_block_of_a_page_runs(
     page: Path, commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

@@ -7,7 +7,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_an_adapter_trained_on_an_nf4_base_is_merged_into_the_full_one(
     lorasmith: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

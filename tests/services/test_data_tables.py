@@ -72,6 +72,7 @@ def test_a_damaged_saved_dataset_is_refused(saved: Any, tmp_path: Path) -> None:
         values_of(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_hub_id_that_cannot_be_had_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HOME", str(tmp_path))

@@ -65,6 +65,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_its_start_ends_as_one_that_had_been_split_from_the_start(
     workbench: Workbench, job: Asks
 ) -> None:

@@ -117,6 +117,7 @@ def test_an_engine_outlives_its_worker_and_the_next_one_adopts_it(
     assert workbench.adapters.names() == {"adopted"}
 
 
+@pytest.mark.slow
 def test_a_killed_engine_is_started_again_from_its_checkpoint_and_paused_and_resumed(
     workbench: Workbench, queued: Queues, worker: Callable[[], subprocess.Popen[bytes]]
 ) -> None:
