@@ -59,7 +59,8 @@ def bound(settings: ServerSettings, next_port: bool) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     ports = range(settings.port, settings.port + PORTS_TRIED) if next_port and settings.port else [settings.port]
     for port in ports:
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio turns Nagle off only where the socket names its protocol; with it each answer waits 40 ms for an acknowledgement
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, port))

@@ -45,7 +45,7 @@ class JobRecord(Record):
     """`lease_*` say which process answers for the job, in seconds since the machine started."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("ix_jobs_status", "status", "priority"),)
+    __table_args__ = (Index("ix_jobs_status", "status", "id"),)
 
     kind: Mapped[str]
     status: Mapped[str]

@@ -25,7 +25,7 @@ def upgrade() -> None:
     for column in COLUMNS:
         op.add_column("jobs", column.copy())
     op.execute("UPDATE jobs SET kind = json_extract(document, '$.kind'), status = json_extract(document, '$.status')")
-    op.create_index("ix_jobs_status", "jobs", ["status", "priority"])
+    op.create_index("ix_jobs_status", "jobs", ["status", "id"])
 
 
 def downgrade() -> None:
