@@ -9,16 +9,21 @@ import sys
 import pytest
 
 LOADED = """
-import sys
-from lorasmith.engine.__main__ import STAGES, import_stage
-from lorasmith.schemas.jobs import JobKind
-stages = [import_stage(kind) for kind in STAGES]
-print(len(stages), "bitsandbytes" in sys.modules, "torch._inductor.compile_fx" in sys.modules)
-from bitsandbytes.optim.adamw import AdamW8bit
+import importlib, sys
+import torch
+from lorasmith.engine.__main__ import STAGES
+from lorasmith.engine.optional_imports import hide_bitsandbytes
+hide_bitsandbytes()
+for stage in STAGES.values():
+    importlib.import_module(stage)
+from peft.import_utils import is_bnb_available  # asked when LoRA layers are made
+print(is_bnb_available(), "torch._inductor.compile_fx" in sys.modules)
+from lorasmith.engine.training.optimizers import build_optimizer
+print(build_optimizer("adamw_8bit", {"a": torch.nn.Parameter(torch.zeros(2, 2))}, rate=1e-3, weight_decay=0.0))
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
-def test_no_stage_loads_bitsandbytes_or_the_compiler_and_the_optimizer_can() -> None:
+def test_bitsandbytes_and_the_compiler_are_loaded_for_the_optimizer_alone() -> None:
     ran = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, timeout=120, check=True)
-    assert ran.stdout.split() == ["8", "False", "False"]
+    assert ran.stdout.startswith("False False\nAdamW8bit")

@@ -8,11 +8,11 @@ import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import IO
 
 from pydantic import BaseModel, ValidationError
 
+from lorasmith.engine.optional_imports import hide_bitsandbytes
 from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Conflict, Interrupted, InvalidSpec, LorasmithError
@@ -87,23 +87,11 @@ def own_lock(folder: Path) -> IO[str] | None:
 def run_job(folder: Path, report: Reporter) -> BaseModel:
     order = JobOrder.model_validate(read_json(folder / "job.json"))
     try:
-        result: BaseModel = import_stage(order.kind).run(order, folder, report)
+        stage = importlib.import_module(STAGES[order.kind])
+        result: BaseModel = stage.run(order, folder, report)
     except ValidationError as error:
         raise InvalidSpec(f"job.json does not fit: {error}") from error
     return result
-
-
-def import_stage(kind: JobKind) -> ModuleType:
-    """Import it without bitsandbytes, which PEFT imports wherever it is installed, and which only one optimizer needs.
-
-    It would bring torch's compiler with it: a fifth of an engine's start.
-    """
-    hidden = sys.modules.setdefault("bitsandbytes", None) is None  # type: ignore[arg-type]  # None: not importable
-    try:
-        return importlib.import_module(STAGES[kind])
-    finally:
-        if hidden:
-            del sys.modules["bitsandbytes"]
 
 
 def explain(error: BaseException) -> JobError:
@@ -120,4 +108,5 @@ def explain(error: BaseException) -> JobError:
 
 
 if __name__ == "__main__":
+    hide_bitsandbytes()
     sys.exit(main(sys.argv[1:]))
