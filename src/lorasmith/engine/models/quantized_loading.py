@@ -1,8 +1,9 @@
-"""A model whose linear layers are quantised one by one as they are read: its full weights are never in memory together."""
+"""A model whose linear layers are held in fewer bits, each from when it is read: its full weights are never in memory together."""
 
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from lorasmith.engine.lora.quantized import Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.errors import InvalidModel
+from lorasmith.model_files import safetensors_header
 
 WAY_OUT = "train on the base as it is: training.quantization=none"
 
@@ -75,6 +77,16 @@ def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantiz
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.eval()
     return model
+
+
+def half_bytes(folder: Path) -> int:
+    """Bytes of the matrices that a model folder has in bf16 or fp16."""
+    return sum(
+        2 * prod(entry["shape"])
+        for path in folder.glob("*.safetensors")
+        for entry in safetensors_header(path).values()
+        if entry["dtype"] in ("BF16", "F16") and len(entry["shape"]) == 2
+    )
 
 
 def linears_to_quantize(model: PreTrainedModel, folder: Path) -> dict[str, nn.Linear]:
