@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from lorasmith.engine.lora import frozen
 from lorasmith.engine.lora.quantized import AS_STORED
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.loading import load_model
 from lorasmith.engine.models.precision import Precision, choose_weights
 from lorasmith.engine.models.quantized_loading import half_bytes
+from lorasmith.engine.models.workspace import Workspace
 from tests.engine.small_jobs import assert_same_bits, events, run_engine, stop_and_resume
 
 Job = Callable[..., Path]
@@ -78,12 +81,48 @@ def test_what_changes_or_measures_the_base_gets_it_in_fp32(
     assert json.loads((job / "machine.json").read_text())["weights"] == "converted"
 
 
-def test_they_take_half_of_the_memory(half_folder: Path) -> None:
-    model = load_model(half_folder, torch.float32, AS_STORED)
-    elements = quantized_elements(model)
-    assert quantized_bytes(model) == 2 * elements
-    embeddings = sum(module.weight.numel() for module in (model.model.embed_tokens, model.lm_head))
-    assert half_bytes(half_folder) == 2 * (elements + embeddings)
+def test_through_peft_they_are_the_same_too(half_folder: Path, training_job: Job, tmp_path: Path) -> None:
+    folder = shutil.copytree(half_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}), encoding="utf-8")
+    stored = training_job(folder, "stored", max_steps=3)
+    converted = converted_job(training_job, folder, "converted", max_steps=3)
+    for job in (stored, converted):
+        assert "attention_dropout" in run_engine(job)["fallback"]
+    assert_same_bits(stored, converted)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_they_take_half_of_the_memory_and_tied_ends_are_held_once(
+    half_folder: Path, tmp_path: Path, tied: bool
+) -> None:
+    if tied:
+        full = AutoModelForCausalLM.from_pretrained(half_folder, dtype="auto")
+        full.lm_head.weight = full.model.embed_tokens.weight
+        full.config.tie_word_embeddings = True
+        full.save_pretrained(tmp_path)
+        shutil.copy(half_folder / "tokenizer.json", tmp_path)
+    folder = tmp_path if tied else half_folder
+    model: Any = load_model(folder, torch.float32, AS_STORED)
+    embedding = model.model.embed_tokens.weight
+    assert (model.lm_head.stored.values.data_ptr() == embedding.data_ptr()) == tied
+    assert quantized_bytes(model) + (0 if tied else embedding.nbytes) == half_bytes(folder)
+    assert quantized_bytes(model) == 2 * quantized_elements(model)
+    ids = torch.arange(3, 35).unsqueeze(0)
+    with torch.no_grad():
+        expected = load_model(folder)(ids).logits
+        assert expected.dtype == torch.float32
+        assert torch.equal(model(ids).logits, expected)
+
+
+def test_a_head_in_blocks_is_the_product_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen, "WIDENED_ELEMENTS", 640)
+    values, x, gradient = torch.randn(103, 64).bfloat16(), torch.randn(7, 64), torch.randn(7, 103)
+    head, workspace = frozen.WidenedMatrix(values), Workspace(torch.float32)
+    assert len(head.blocks) == 11
+    torch.testing.assert_close(head.forward(x, None, workspace, "out"), x @ values.float().t(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(head.backward(gradient, workspace, "back"), gradient @ values.float(), atol=1e-4, rtol=0)
+    assert workspace.take("dequantized", 1).untyped_storage().nbytes() == 4 * 640
 
 
 @pytest.mark.parametrize(
