@@ -33,7 +33,7 @@ ALLOWED = {
     RUNNING: {QUEUED, *ENDS},
     JobStatus.PAUSED: {QUEUED, JobStatus.CANCELLED},
     JobStatus.INTERRUPTED: {QUEUED, JobStatus.CANCELLED},
-    JobStatus.FAILED: {QUEUED, JobStatus.CANCELLED},
+    JobStatus.FAILED: {QUEUED},
     JobStatus.CANCELLED: {QUEUED},
     JobStatus.COMPLETED: set(),
 }
@@ -213,8 +213,8 @@ class JobLifeCycle(RuleBasedStateMachine):
         self.or_conflict(lambda: ask(self.workbench, before, request))
         after = self.workbench.jobs.require(job_id)
         if request is JobRequest.CANCEL:
-            if before.status is JobStatus.COMPLETED:
-                assert after.status is JobStatus.COMPLETED
+            if before.status in {JobStatus.COMPLETED, JobStatus.FAILED}:
+                assert (after.status, after.reason) == (before.status, before.reason)
             elif before.status in ACTIVE:
                 assert after.request is JobRequest.CANCEL
             else:

@@ -46,6 +46,7 @@ PHASE_STATUS = {
 }
 STOPS_AS = {JobRequest.PAUSE: JobStatus.PAUSED, JobRequest.CANCEL: JobStatus.CANCELLED}
 STOPPED = {JobStatus.PAUSED, JobStatus.INTERRUPTED, JobStatus.FAILED, JobStatus.CANCELLED}
+CANCELLABLE = {JobStatus.PAUSED, JobStatus.INTERRUPTED}  # stopped; a failed job has ended, and keeps why
 
 BACKOFF_S = (2.0, 10.0, 60.0)  # before a crashed job is started again
 RESTARTS = 3  # of an engine that is killed or crashes and has saved nothing new since the last time
@@ -280,7 +281,7 @@ def ask(workbench: Workbench, job: Job, request: JobRequest) -> Job:
         if direct is not None and stored.status is JobStatus.QUEUED:
             stored.status, stored.completed_at = direct, now()
             stored.reason_code, stored.reason = direct.value, f"{direct} before it had started"
-        elif request is JobRequest.CANCEL and stored.status in STOPPED:
+        elif request is JobRequest.CANCEL and stored.status in CANCELLABLE:
             stored.status = JobStatus.CANCELLED
         elif stored.status not in ACTIVE:
             raise Conflict(f"{stored.id} is {stored.status}, so it cannot {request}")
