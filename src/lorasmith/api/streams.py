@@ -121,7 +121,7 @@ async def all_events(feeds: Feeds, cursor: dict[str, int], still_allowed: Callab
 async def ended_feed(feeds: Feeds, job_id: str) -> Feed | None:
     """A job that nobody looks at any more, as it is now; None when its row has been removed."""
     job = await run_in_threadpool(feeds.workbench.jobs.get, job_id)
-    return job and await run_in_threadpool(Feed, feeds.workbench, job)
+    return None if job is None else await run_in_threadpool(Feed, feeds.workbench, job)
 
 
 def status_event(feeds: Feeds, job: Job) -> ServerEvent:
