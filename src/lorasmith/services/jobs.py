@@ -193,6 +193,7 @@ def conclude(
         stored.completed_at = datetime.now(UTC)
         stored.status, stored.reason_code, stored.reason = verdict(stored, result, error, silent)
         stored.result, stored.request, stored.adapter_id = result, None, adapter.id if adapter else None
+        stored.needed_bytes = error.needed_bytes if error else None
         if again and stored.status is JobStatus.INTERRUPTED and stored.reason_code == "crashed" and stored.auto_resume:
             start_again(stored, reached)
 

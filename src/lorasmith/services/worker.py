@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from lorasmith.errors import Busy, DiskFull, LorasmithError, LostLease
 from lorasmith.faults import fault_point
 from lorasmith.files import folder_size_bytes, sweep
-from lorasmith.jobs.folder import EventReader, newest_checkpoint_name, note_kill, write_error
+from lorasmith.jobs.folder import CHECKPOINTS, EventReader, newest_checkpoint_name, note_kill, write_error
 from lorasmith.jobs.leases import LeaseKeeper, holder
 from lorasmith.jobs.processes import EngineProcess, engine_runs
 from lorasmith.schemas.jobs import ACTIVE, KEEPS_ITS_WORK, Event, Job, JobError, JobKind, JobRequest, JobStatus, now
@@ -28,7 +28,7 @@ AGAIN_S = 10.0  # between two tries of a step that has failed
 TRIES = 6  # to store what came of a job; a full disk and a busy database do not count
 KILL_AFTER_S = 60.0  # an engine that was asked to cancel and has not ended
 SWEPT = ("datasets", "adapters", "evaluations")  # an engine sweeps its own folder, an export the place where it writes
-ROOM_BYTES = 64_000_000  # what a job needs beside its next checkpoint to go on after a full disk
+ROOM_BYTES = 16_000_000  # for the log, the events and the charts of a job that goes on after a full disk
 
 log = logging.getLogger(__name__)
 
@@ -207,17 +207,17 @@ class Worker:
         self.tell(running.job, why)
 
     def wake_for_room(self) -> None:
-        """Queue jobs again that a full disk has paused, where there is room for their next checkpoint now."""
-        free = shutil.disk_usage(self.workbench.home).free
-        for job in self.workbench.jobs.newest(limit=100, statuses={JobStatus.PAUSED}):
-            checkpoint = (
-                self.workbench.path(job.folder)
-                / "checkpoints"
-                / newest_checkpoint_name(self.workbench.path(job.folder))
-            )
-            if job.reason_code == "disk_full" and free > 2 * folder_size_bytes(checkpoint) + ROOM_BYTES:
-                self.workbench.jobs.change(job.id, queue_if_paused)
-                self.tell(job, "goes on, there is room on the disk")
+        for job in self.workbench.jobs.newest(limit=None, statuses={JobStatus.PAUSED}):
+            if job.reason_code == "disk_full":
+                attempt(f"waking {job.id}", self.wake, job)
+
+    def wake(self, job: Job) -> None:
+        """Queue a job again that a full disk has paused, where there is room now for what it needs."""
+        folder = self.workbench.path(job.folder)
+        checkpoint = folder_size_bytes(folder / CHECKPOINTS / newest_checkpoint_name(folder))
+        if shutil.disk_usage(folder).free > max(job.needed_bytes or 0, 2 * checkpoint) + ROOM_BYTES:
+            self.workbench.jobs.change(job.id, queue_if_paused)
+            self.tell(job, "goes on, there is room on the disk")
 
 
 def attempt(what: str, step: Callable[..., object], *given: object) -> bool:
@@ -233,11 +233,7 @@ def attempt(what: str, step: Callable[..., object], *given: object) -> bool:
     return False
 
 
-def queue(job: Job) -> None:
-    job.status, job.completed_at = JobStatus.QUEUED, None
-
-
 def queue_if_paused(job: Job) -> None:
     if job.status is JobStatus.PAUSED and job.reason_code == "disk_full":
-        queue(job)
+        job.status, job.completed_at = JobStatus.QUEUED, None
         job.reason = job.reason_code = None
