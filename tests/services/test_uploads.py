@@ -15,6 +15,9 @@ from lorasmith.errors import Conflict
 from lorasmith.schemas.data import DataImportSpec
 from lorasmith.schemas.uploads import DatasetStatus, Upload
 from lorasmith.services import upload_imports
+from lorasmith.services.data_curation import INDEX
+from lorasmith.services.data_import import work_place
+from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.upload_imports import Importer
 from lorasmith.services.uploads import begin_upload, find_upload, finish_upload, remove_upload
 from lorasmith.services.workbench import Workbench
@@ -97,6 +100,18 @@ def test_an_upload_that_waits_for_room_can_be_removed(small_home: Workbench) -> 
         remove_upload(small_home, until(small_home, upload, lambda found: found.problem is not None))
     assert list(small_home.path("uploads").iterdir()) == []
     assert list(small_home.path("datasets").iterdir()) == []
+
+
+def test_an_upload_waits_for_another_import_of_its_name_and_leaves_that_alone(workbench: Workbench) -> None:
+    upload = uploaded(workbench)
+    folder = work_place(workbench.path("datasets"), "sums")
+    folder.mkdir(parents=True)
+    with ImportIndex(folder / INDEX), importing(workbench):
+        waiting = until(workbench, upload, lambda found: found.problem is not None)
+        assert str(waiting.problem).startswith("it is tried again: another process is importing under this name")
+        remove_upload(workbench, waiting)
+        assert (folder / INDEX).exists()
+    assert find_upload(workbench, upload.id) is None
 
 
 def test_an_unknown_error_keeps_the_file_for_the_next_server(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,9 +16,11 @@ from lorasmith.files import STAGING_PREFIX, existing_parent, new_id, read_json, 
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.jobs import now
 from lorasmith.schemas.uploads import DatasetStatus, Upload
+from lorasmith.services.data_curation import INDEX
 from lorasmith.services.data_files import OTHER_FORMATS, SUPPORTED, SUPPORTED_TEXT, inner_extension
 from lorasmith.services.data_import import import_dataset, work_place
 from lorasmith.services.data_index import Busy as BusyImport
+from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.data_progress import Progress
 from lorasmith.services.names import check_model_name
 from lorasmith.services.workbench import Workbench
@@ -247,10 +251,15 @@ def remove_stale_uploads(workbench: Workbench) -> None:
 
 def remove_upload(workbench: Workbench, upload: Upload) -> None:
     """Raises `Conflict` while it is imported; one that waits to be tried again goes, with what was read of it."""
-    if upload.status is DatasetStatus.PROCESSING:
-        if upload.problem is None:
-            raise Conflict(
-                f"the dataset {upload.spec.name!r} is being imported", hint="wait until it is ready or an error"
-            )
-        shutil.rmtree(work_place(workbench.path("datasets"), upload.spec.name), ignore_errors=True)
+    if upload.status is DatasetStatus.PROCESSING and upload.problem is None:
+        raise Conflict(f"the dataset {upload.spec.name!r} is being imported", hint="wait until it is ready or an error")
+    if upload.problem is not None:
+        remove_what_was_read(work_place(workbench.path("datasets"), upload.spec.name))
     shutil.rmtree(workbench.path(upload.folder), ignore_errors=True)
+
+
+def remove_what_was_read(folder: Path) -> None:
+    """Not where another process imports under that name: it holds the index."""
+    if (folder / INDEX).exists():
+        with suppress(BusyImport, sqlite3.Error), ImportIndex(folder / INDEX):
+            shutil.rmtree(folder, ignore_errors=True)
