@@ -116,8 +116,14 @@ class Changed(LorasmithError):
 
 
 class DiskFull(LorasmithError):
+    """`needed_bytes`: with no more free bytes than these it would fail again."""
+
     http_status = 507
     code = "disk_full"
+
+    def __init__(self, message: str, *, hint: str | None = None, needed_bytes: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.needed_bytes = needed_bytes
 
 
 class MissingExtra(LorasmithError):

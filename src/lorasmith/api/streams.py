@@ -101,6 +101,9 @@ async def all_events(feeds: Feeds, cursor: dict[str, int], still_allowed: Callab
             changed = feeds.changed
             for job_id in dict.fromkeys([*feeds.followed, *told]):
                 feed = feeds.followed.get(job_id) or await ended_feed(feeds, job_id)
+                if feed is None:
+                    told.pop(job_id)
+                    continue
                 seq = seqs.setdefault(job_id, feed.seq)
                 if told.get(job_id) is not feed.job.status and feed.goes_on:
                     told[job_id] = feed.job.status
@@ -115,10 +118,10 @@ async def all_events(feeds: Feeds, cursor: dict[str, int], still_allowed: Callab
                 return
 
 
-async def ended_feed(feeds: Feeds, job_id: str) -> Feed:
-    """A job that nobody looks at any more, as it is now."""
-    job = await run_in_threadpool(feeds.workbench.jobs.require, job_id)
-    return await run_in_threadpool(Feed, feeds.workbench, job)
+async def ended_feed(feeds: Feeds, job_id: str) -> Feed | None:
+    """A job that nobody looks at any more, as it is now; None when its row has been removed."""
+    job = await run_in_threadpool(feeds.workbench.jobs.get, job_id)
+    return None if job is None else await run_in_threadpool(Feed, feeds.workbench, job)
 
 
 def status_event(feeds: Feeds, job: Job) -> ServerEvent:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from lorasmith.engine.optional_imports import hide_bitsandbytes
 from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.reporting import Reporter
-from lorasmith.errors import Conflict, Interrupted, InvalidSpec, LorasmithError
+from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, LorasmithError
 from lorasmith.faults import fault_point
 from lorasmith.files import read_json, try_lock, write_json
 from lorasmith.schemas.jobs import JobError, JobKind, JobOrder
@@ -97,7 +97,9 @@ def run_job(folder: Path, report: Reporter) -> BaseModel:
 def explain(error: BaseException) -> JobError:
     """A reason code, a sentence and a way out, for whatever was raised."""
     if isinstance(error, LorasmithError):
-        return JobError(reason_code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)
+        told = JobError(reason_code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)
+        told.needed_bytes = error.needed_bytes if isinstance(error, DiskFull) else None
+        return told
     if ran_out_of_memory(error):
         hint = "a smaller model or shorter rows, or more memory; a training job goes on with lorasmith train --resume"
         return JobError(reason_code="oom", message="the machine ran out of memory", hint=hint)

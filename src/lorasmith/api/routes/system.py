@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.security import LOGIN_PATH
 from lorasmith.errors import Unauthorized
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["system"])
 NEEDED_FREE_BYTES = 50 * 1024**2
 
@@ -67,7 +69,8 @@ def metrics(request: Request) -> PlainTextResponse:
 def database_state(workbench: CurrentWorkbench) -> str:
     try:
         workbench.datasets.page(1)
-    except Exception:  # whatever it is, the caller may not know more; the routes that need the database say it
+    except Exception:  # whatever it is, the caller may not know more
+        log.exception("the database cannot be read")
         return "unreadable"
     return "ok"
 
