@@ -11,7 +11,7 @@ from lorasmith.errors import Conflict, InvalidSpec, MissingExtra, did_you_mean
 from lorasmith.schemas.adapters import Adapter
 from lorasmith.schemas.data import Dataset
 from lorasmith.schemas.jobs import ACTIVE, Job, JobKind, JobStatus
-from lorasmith.schemas.training import TrainingInputs, TrainingSpec
+from lorasmith.schemas.training import BITSANDBYTES_OPTIMIZERS, TrainingInputs, TrainingSpec
 from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.services.data import tokens_folder
 from lorasmith.services.data_sources import find_dataset
@@ -160,8 +160,8 @@ def clone_training(workbench: Workbench, job: Job, changes: dict[str, Any], **fa
 
 def check_runnable(spec: TrainingSpec, dataset: str, *, has_validation: bool) -> None:
     """Raise before the job exists for what the engine would refuse after loading the model."""
-    if spec.training.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
-        raise MissingExtra("optimizer adamw_8bit", "quant")
+    if spec.training.optimizer in BITSANDBYTES_OPTIMIZERS and find_spec("bitsandbytes") is None:
+        raise MissingExtra(f"optimizer {spec.training.optimizer}", "quant")
     check_quantization(spec)
     if spec.training.needs_validation and not has_validation:
         raise InvalidSpec(
