@@ -33,6 +33,7 @@ from lorasmith.engine.models.loading import (
     load_model,
     load_tokenizer,
     model_folder,
+    other_precision,
 )
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import InvalidSpec
@@ -57,7 +58,11 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
     spec = EvaluationSpec.model_validate(order.spec)
     inputs = EvaluationInputs.model_validate(order.inputs)
     report("phase", name="loading")
-    model, tokenizer = load(inputs, Quantization.named(spec.quantization, spec.double_quantization))
+    quantization = Quantization.named(spec.quantization, spec.double_quantization)
+    model, tokenizer = load(inputs, quantization)
+    caveat = other_precision(Path(inputs.adapter_folder), quantization) if inputs.adapter_folder else None
+    if caveat:
+        report("warning", text=caveat)
     examples = sorted(read_examples(Path(inputs.examples_file)), key=lambda example: example.id)[: spec.limit]
     if any(example.messages is not None for example in examples):
         choose_template(tokenizer, spec.template)
@@ -99,6 +104,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
             **settings(spec, tokenizer, stop_ids, context),
             "few_shot": {"reason": shown.reason, "example_ids": [shot.id for shot in shown.shots]},
             "left_out": left_out,
+            "caveats": [caveat] if caveat else [],
             "subgroups": {name: len(rows) for name, rows in groups.items() if name},
             "trained_tokens": sum(score.tokens for score in conditions[0].scores),
             "command": command(spec),

@@ -110,6 +110,22 @@ def check_base(adapter_folder: Path, base_folder: Path) -> None:
         )
 
 
+def other_precision(adapter_folder: Path, quantization: Quantization | None) -> str | None:
+    """What to know where the passport says that the adapter was trained on a base stored otherwise than `quantization`."""
+    passport = adapter_folder / "passport.json"
+    facts = read_json(passport) if passport.is_file() else {}
+    if "base_quantization" not in facts:
+        return None  # not trained here
+    stored = facts["base_quantization"]
+    trained = Quantization.named(stored["quantization"], stored["double_quantization"]) if stored else None
+    if str(trained) == str(quantization):
+        return None
+    return (
+        f"the adapter was trained on its base in {trained or 'full precision'}, and here the base is in "
+        f"{quantization or 'full precision'}: answers differ from those in training by what quantising takes away"
+    )
+
+
 def eos_token_ids(model: nn.Module | None, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """All tokens on which generation stops: the tokenizer's and the generation config's."""
     ids: set[int] = set()

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Sequence
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.models.workspace import release_heap
 from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.training.batches import StepPlan
 from lorasmith.engine.training.computation import Computation
@@ -46,6 +47,7 @@ def summed(
         if not sizes or (len(failed) == 1 and computation.size(failed, rows) >= max(sizes)):
             raise alone_too_large(rows[failed[0]])
         shrunk(*halve(computation, max(sizes)))
+        release_heap()
 
 
 def shrink_after_kill(

@@ -80,6 +80,16 @@ def adafactor(groups: Groups, rate: float) -> Optimizer:
     return torch.optim.Adafactor(groups, lr=rate, eps=(None, 1.0))
 
 
+def lion(groups: Groups, rate: float) -> Optimizer:
+    """Steps of one length, sign(0.9 m + 0.1 g), with m in fp32."""
+    try:
+        from bitsandbytes.optim.lion import Lion32bit  # not at the top: an extra, and slow to import
+    except ImportError as error:
+        raise MissingExtra("optimizer lion", "quant") from error
+    optimizer: Optimizer = Lion32bit(groups, lr=rate)
+    return optimizer
+
+
 def muon(groups: Groups, rate: float) -> Optimizer:
     """Steps as long as AdamW's, so that its rates serve."""
     return torch.optim.Muon(groups, lr=rate, adjust_lr_fn="match_rms_adamw")
@@ -89,5 +99,6 @@ OPTIMIZERS: dict[OptimizerName, Callable[[Groups, float], Optimizer]] = {
     "adamw": adamw,
     "adamw_8bit": adamw_8bit,
     "adafactor": adafactor,
+    "lion": lion,
     "muon": muon,
 }
