@@ -253,13 +253,15 @@ def convert(
     workbench = open_workbench(context)
     result = convert_rows(workbench, source, known_format(to), output, leave_out=leave_out, force=force)
     if as_json:
-        print_json({"output": str(output), "written": result.written, "left_out": result.left_out})
+        found = {"written": result.written, "left_out": result.left_out, "lost": result.lost}
+        print_json({"output": str(output), **found})
         return
     show_fields(
         {
             "file": str(output),
             "rows": str(result.written),
             **{f"left out: {why}": str(count) for why, count in result.left_out.items()},
+            **{f"lost: {what}": str(count) for what, count in result.lost.items()},
         }
     )
 

@@ -1294,6 +1294,14 @@ export interface components {
                 [key: string]: number;
             };
             /**
+             * Lost
+             * @description What the file cannot hold, to rows that have it.
+             * @default {}
+             */
+            lost: {
+                [key: string]: number;
+            };
+            /**
              * Created At
              * Format: date-time
              */
