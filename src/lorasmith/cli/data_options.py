@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
 
 from lorasmith.errors import InvalidSpec, did_you_mean
 
@@ -15,6 +17,12 @@ FORMATS = (
     "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification, summarization, preference or kto"
 )
 MENDS = "control-characters, mojibake or join-turns"
+POLICIES = "error, drop, left, right or split"
+
+Template = Annotated[str | None, typer.Option("--template", help="Chat template for a base without one")]
+MaxSeqLength = Annotated[int | None, typer.Option("--max-seq-length", help="Tokens, as in train")]
+TooLong = Annotated[str | None, typer.Option("--too-long", help=f"Policy for a longer row: {POLICIES}")]
+Allow = Annotated[list[str] | None, typer.Option("--allow", help="Override a check, by name")]
 
 
 def preparation_spec(

@@ -144,7 +144,8 @@ def lineage(context: typer.Context, name: Name, as_json: AsJson = False) -> None
 
 def options_of(spec: dict[str, Any]) -> str:
     """Those that say something; --json has all."""
-    return ", ".join(f"{key} {value}" for key, value in spec.items() if value not in (None, [], {}, False, 0.0))
+    said = {key: value for key, value in spec.items() if value not in (None, [], {}, False, 0.0)}
+    return ", ".join(f"{key} {value}" for key, value in said.items() if key != "imported")
 
 
 def replay(
@@ -163,9 +164,15 @@ def replay(
         print_json(done.model_dump(mode="json"))
     else:
         print_table(
-            ("step", "recorded", "replayed", "", "difference"),
+            ("step", "recorded", "replayed", "", "why"),
             [
-                [s.operation, s.recorded[:12], s.replayed[:12], "equal" if s.equal else "differs", s.difference or ""]
+                [
+                    s.operation,
+                    s.recorded[:12],
+                    s.replayed[:12],
+                    "equal" if s.equal else "differs",
+                    s.difference or s.note or "",
+                ]
                 for s in done.steps
             ],
         )

@@ -29,6 +29,7 @@ STAGES = {
     JobKind.ESTIMATE: "lorasmith.engine.training.estimation.run",
     JobKind.AUGMENTATION: "lorasmith.engine.augmentation.run",
     JobKind.STATISTICS: "lorasmith.engine.data.statistics",
+    JobKind.LEDGER: "lorasmith.engine.data.ledger",
 }
 
 

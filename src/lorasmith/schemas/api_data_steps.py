@@ -75,4 +75,5 @@ class Conversion(BaseModel):
     size_bytes: int
     written: int = Field(description="Rows.")
     left_out: dict[str, int] = Field(description="Reason to rows.")
+    lost: dict[str, int] = Field({}, description="What the file cannot hold, to rows that have it.")
     created_at: datetime

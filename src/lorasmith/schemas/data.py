@@ -163,18 +163,22 @@ CONTENT_FIELDS = {"messages", "text", "tools", "chosen", "rejected", "desirable"
 
 
 class Fate(StrEnum):
-    """What became of an input row. `cut` is reserved for a pass over a dataset that cuts, which there is none of yet."""
+    """What became of an input row: when the dataset was made, and, the last four, when a model is trained on it."""
 
     KEPT = "kept"
     CHANGED = "changed"
-    CUT = "cut"
     EXACT_DUPLICATE = "exact_duplicate"
     NEAR_DUPLICATE = "near_duplicate"
     LEAKS = "leaks"
     REJECTED = "rejected"
+    CUT = "cut"
+    SPLIT = "split"
+    DROPPED = "dropped"
+    REFUSED = "refused"
 
 
-STAYS = (Fate.KEPT, Fate.CHANGED, Fate.CUT)  # fates of rows that have an example
+STAYS = (Fate.KEPT, Fate.CHANGED)  # fates of rows that have an example
+IN_TRAINING = (Fate.CUT, Fate.SPLIT, Fate.DROPPED, Fate.REFUSED)  # they depend on model, length and policy
 
 
 class Finding(BaseModel):
@@ -196,10 +200,12 @@ class Finding(BaseModel):
 class LedgerLine(BaseModel):
     """What became of one input row. `line` is its line in `file` where the format has lines.
 
-    `changes` says how a changed row was mended; `cut_tokens` how many tokens were cut; `similarity` (0 to 1) how near a
-    near duplicate is to `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was
-    found in a row that stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part
-    that the row itself asks for, `own_group` its group where it was joined with others.
+    `changes` says how a changed row was mended; `similarity` (0 to 1) how near a near duplicate is to
+    `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was found in a row that
+    stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part that
+    the row itself asks for, `own_group` its group where it was joined with others. Where training is asked about, of a
+    row that it does not take as it stands: `rendered_tokens` how long it is, `cut_tokens` how many of them are cut, and
+    `examples` how many are made of it.
     """
 
     row: int
@@ -215,6 +221,8 @@ class LedgerLine(BaseModel):
     leaks_into: str | None = None
     changes: list[str] | None = None
     cut_tokens: int | None = None
+    rendered_tokens: int | None = None
+    examples: int | None = None
     tokens: int | None = None
     language: str | None = None
     field: str | None = None

@@ -18,6 +18,7 @@ class JobKind(StrEnum):
     ESTIMATE = "estimate"
     AUGMENTATION = "augmentation"
     STATISTICS = "statistics"
+    LEDGER = "ledger"
 
 
 HEAVY = {JobKind.TRAINING, JobKind.EVALUATION}

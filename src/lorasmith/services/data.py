@@ -77,6 +77,11 @@ def ledger_lines(
     """One line for each input row, or for those with the given fate or flag."""
     dataset = get_dataset(workbench, name_or_id)
     lines = map(LedgerLine.model_validate_json, stored_lines(workbench.path(dataset.folder) / LEDGER, dataset))
+    return chosen_lines(lines, fate, flag)
+
+
+def chosen_lines(lines: Iterable[LedgerLine], fate: Fate | None, flag: FindingName | None) -> Iterator[LedgerLine]:
+    """Those with the given fate and flag; None: any."""
     return (
         line
         for line in lines

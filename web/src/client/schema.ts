@@ -1294,6 +1294,14 @@ export interface components {
                 [key: string]: number;
             };
             /**
+             * Lost
+             * @description What the file cannot hold, to rows that have it.
+             * @default {}
+             */
+            lost: {
+                [key: string]: number;
+            };
+            /**
              * Created At
              * Format: date-time
              */
@@ -1759,10 +1767,10 @@ export interface components {
         };
         /**
          * Fate
-         * @description What became of an input row. `cut` is reserved for a pass over a dataset that cuts, which there is none of yet.
+         * @description What became of an input row: when the dataset was made, and, the last four, when a model is trained on it.
          * @enum {string}
          */
-        Fate: "kept" | "changed" | "cut" | "exact_duplicate" | "near_duplicate" | "leaks" | "rejected";
+        Fate: "kept" | "changed" | "exact_duplicate" | "near_duplicate" | "leaks" | "rejected" | "cut" | "split" | "dropped" | "refused";
         /** FileDeleted */
         FileDeleted: {
             /** Id */
@@ -2084,7 +2092,7 @@ export interface components {
          * JobKind
          * @enum {string}
          */
-        JobKind: "training" | "evaluation" | "export" | "generation" | "labels" | "estimate" | "augmentation" | "statistics";
+        JobKind: "training" | "evaluation" | "export" | "generation" | "labels" | "estimate" | "augmentation" | "statistics" | "ledger";
         /** JobList */
         JobList: {
             /**
@@ -2176,10 +2184,12 @@ export interface components {
          * LedgerLine
          * @description What became of one input row. `line` is its line in `file` where the format has lines.
          *
-         *     `changes` says how a changed row was mended; `cut_tokens` how many tokens were cut; `similarity` (0 to 1) how near a
-         *     near duplicate is to `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was
-         *     found in a row that stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part
-         *     that the row itself asks for, `own_group` its group where it was joined with others.
+         *     `changes` says how a changed row was mended; `similarity` (0 to 1) how near a near duplicate is to
+         *     `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was found in a row that
+         *     stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part that
+         *     the row itself asks for, `own_group` its group where it was joined with others. Where training is asked about, of a
+         *     row that it does not take as it stands: `rendered_tokens` how long it is, `cut_tokens` how many of them are cut, and
+         *     `examples` how many are made of it.
          */
         LedgerLine: {
             /** Row */
@@ -2207,6 +2217,10 @@ export interface components {
             changes: string[] | null;
             /** Cut Tokens */
             cut_tokens: number | null;
+            /** Rendered Tokens */
+            rendered_tokens: number | null;
+            /** Examples */
+            examples: number | null;
             /** Tokens */
             tokens: number | null;
             /** Language */

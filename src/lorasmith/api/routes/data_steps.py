@@ -118,6 +118,7 @@ def convert_dataset(workbench: CurrentWorkbench, asked: ConversionRequest, respo
             size_bytes=output.stat().st_size,
             written=done.written,
             left_out=dict(done.left_out),
+            lost=dict(done.lost),
             created_at=now(),
         )
         write_json(folder / STATE, made.model_dump(mode="json"))
