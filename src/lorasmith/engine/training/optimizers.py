@@ -82,6 +82,7 @@ def adafactor(groups: Groups, rate: float) -> Optimizer:
 
 def lion(groups: Groups, rate: float) -> Optimizer:
     """Steps of one length, sign(0.9 m + 0.1 g), with m in fp32."""
+    show_bitsandbytes()
     try:
         from bitsandbytes.optim.lion import Lion32bit  # not at the top: an extra, and slow to import
     except ImportError as error:
