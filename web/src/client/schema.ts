@@ -3233,7 +3233,7 @@ export interface components {
             double_quantization?: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file; auto: fast where it is faster and fits, lean where memory is short.
              * @default auto
              * @enum {string}
              */
@@ -3444,7 +3444,7 @@ export interface components {
             double_quantization: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file; auto: fast where it is faster and fits, lean where memory is short.
              * @default auto
              * @enum {string}
              */
