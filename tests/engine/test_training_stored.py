@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from lorasmith.engine.lora import frozen
 from lorasmith.engine.lora.quantized import AS_STORED
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
-from lorasmith.engine.models.loading import load_model
+from lorasmith.engine.models.generation import stream_answer
+from lorasmith.engine.models.loading import load_model, load_within_memory
 from lorasmith.engine.models.precision import Precision, choose_weights
 from lorasmith.engine.models.quantized_loading import half_bytes
 from lorasmith.engine.models.workspace import Workspace
@@ -113,6 +114,20 @@ def test_they_take_half_of_the_memory_and_tied_ends_are_held_once(
         expected = load_model(folder)(ids).logits
         assert expected.dtype == torch.float32
         assert torch.equal(model(ids).logits, expected)
+
+
+def test_a_model_that_would_fill_the_memory_answers_from_its_file_s_bits(
+    half_folder: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    prompt = tokenizer.encode("Count from 3.")
+    answers = []
+    for model in (load_within_memory(half_folder, "fp32"), load_model(half_folder)):
+        answers.append(
+            (bool(quantized_elements(model)), list(stream_answer(model, prompt, max_new_tokens=12, stop_ids=set())))
+        )
+    assert [held for held, _ in answers] == [True, False]
+    assert answers[0][1] == answers[1][1]
 
 
 def test_a_head_in_blocks_is_the_product_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.engine.lora.quantized import Quantization
-from lorasmith.engine.models.quantized_loading import load_quantized_model
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization
+from lorasmith.engine.models.precision import DTYPES, Precision, choose_weights
+from lorasmith.engine.models.quantized_loading import half_bytes, load_quantized_model
 from lorasmith.errors import InvalidModel, NotFound
 from lorasmith.files import read_json
 from lorasmith.model_configs import check_adapter_config, check_configs
@@ -91,6 +92,13 @@ def load_model(
         raise InvalidModel(f"{folder} lacks {len(missing)} weights, the first is {missing[0]!r}")
     model.eval()
     return model
+
+
+def load_within_memory(folder: Path, precision: Precision) -> PreTrainedModel:
+    """`load_model`, with weights in the 16 bits of their file where fp32 ones would fill half of the free memory: slower, the same."""
+    check_model_folder(folder)
+    stored = choose_weights("auto", precision, half_bytes(folder)) == "stored"
+    return load_model(folder, DTYPES[precision], AS_STORED if stored else None)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:

@@ -14,7 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from lorasmith.engine.lora.quantized import AS_STORED, AsStored, Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear, WidenedEmbedding
+from lorasmith.engine.models.families import FAMILIES
 from lorasmith.errors import InvalidModel
+from lorasmith.files import read_json
 from lorasmith.model_files import safetensors_header
 
 WAY_OUT = "train on the base as it is: training.quantization=none"
@@ -102,7 +104,9 @@ def widen_ends(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def half_bytes(folder: Path) -> int:
-    """Bytes of the matrices that a model folder has in bf16 or fp16."""
+    """Bytes of the matrices that a model folder has in bf16 or fp16, if all its large weights are known to be such matrices."""
+    if read_json(folder / "config.json").get("model_type") not in FAMILIES:
+        return 0
     return sum(
         2 * prod(entry["shape"])
         for path in folder.glob("*.safetensors")

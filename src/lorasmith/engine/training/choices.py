@@ -16,7 +16,7 @@ from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.data.rows import row_lengths
 from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.models.elementwise import can_compile
-from lorasmith.engine.models.families import FAMILIES, Decoder, NotPacked, pack_weights, packing_bytes
+from lorasmith.engine.models.families import Decoder, NotPacked, pack_weights, packing_bytes
 from lorasmith.engine.models.precision import Precision, choose_memory, choose_weights
 from lorasmith.engine.models.prefix_cache import PrefixCache
 from lorasmith.engine.models.quantized_loading import half_bytes
@@ -77,9 +77,8 @@ def choose_base(choices: Choices, spec: TrainingSpec, precision: Precision, fold
     settings = spec.training
     if settings.quantizes:
         return Quantization.named(settings.quantization, settings.double_quantization)
-    known = read_json(folder / "config.json").get("model_type") in FAMILIES
     untouched = not (spec.lora.use_dora or spec.lora.modules_to_save or moves_weight(spec.lora.init))
-    available = half_bytes(folder) if known and untouched else 0
+    available = half_bytes(folder) if untouched else 0
     weights = choices.once("weights", lambda: choose_weights(settings.memory, precision, available))
     return AS_STORED if weights == "stored" else None
 
