@@ -44,6 +44,11 @@ NO_PROCESS = 1 << 30  # above any process number, so that nothing is signalled
 ERRORS = [*STOPS, "disk_full", "non_finite"]
 
 
+def unexpected(*_: object) -> None:
+    """A worker logs what it meets and goes on; here that ends the test."""
+    raise  # what is being handled
+
+
 class PlayedEngine:
     """What `start_engine` gets for a process: it holds the folder's lock until the test ends it."""
 
@@ -127,6 +132,8 @@ class JobLifeCycle(RuleBasedStateMachine):
             patch("lorasmith.jobs.processes.subprocess.Popen", PlayedEngine),
             patch.object(JobTable, "write", noted),
             patch.object(JobTable, "change", fenced),
+            patch("lorasmith.services.worker.log.exception", unexpected),
+            patch("lorasmith.services.jobs.log.warning", unexpected),
         ]
         for one in self.patches:
             one.start()
