@@ -41,8 +41,7 @@ def ledger(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
     """Print what became of each input row, and with --model or --job what training makes of it"""
-    from lorasmith.schemas.data import IN_TRAINING
-    from lorasmith.services.data import chosen_lines, ledger_lines, save_ledger
+    from lorasmith.services.data import check_fate, chosen_lines, ledger_lines, save_ledger
     from lorasmith.services.data_ledger import ledger_summary
 
     wanted, flagged = known_fate(fate), known_finding(flag)
@@ -57,8 +56,8 @@ def ledger(
     }
     asked = {key: value for key, value in run.items() if value is not None}
     check_combination(asked, job)
-    if wanted in IN_TRAINING and not (model or job):
-        raise InvalidSpec(f"rows are {wanted} when a model is trained on them", hint=HOW_TO_ASK)
+    if not (model or job):
+        check_fate(wanted)
     workbench = open_workbench(context)
     training = asked_training(workbench, name, asked, job)
     if summary:
