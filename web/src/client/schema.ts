@@ -1634,6 +1634,12 @@ export interface components {
             /** Prefix Cache Bytes */
             prefix_cache_bytes: number;
             /**
+             * Token Store Bytes
+             * @description Beside the dataset, for later runs too, unless it is there already.
+             * @default 0
+             */
+            token_store_bytes: number;
+            /**
              * Adapter Bytes
              * @description In the job folder, and once more in the store.
              */
