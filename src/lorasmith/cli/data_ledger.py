@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasmith.cli.context import open_workbench
-from lorasmith.cli.data_options import Allow, MaxSeqLength, Template, TooLong, known_fate, known_finding
+from lorasmith.cli.data_options import Allow, AsJson, MaxSeqLength, Name, Template, TooLong, known_fate, known_finding
 from lorasmith.cli.data_view import counts, show_fields, visible, why
 from lorasmith.cli.output import hint, print_json, print_table
 from lorasmith.errors import InvalidSpec
@@ -26,7 +26,7 @@ HOW_TO_ASK = "--model M and as in train --too-long right, or --job JOB of a run"
 
 def ledger(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")],
+    name: Name,
     fate: Annotated[str | None, typer.Option("--fate", help="Lines of one fate, such as rejected or cut")] = None,
     flag: Annotated[str | None, typer.Option("--flag", help="Lines with one finding, such as secret")] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Count the rows of each fate instead")] = False,
@@ -38,7 +38,7 @@ def ledger(
     too_long: TooLong = None,
     allow: Allow = None,
     output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines to this file instead")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print what became of each input row, and with --model or --job what training makes of it"""
     from lorasmith.services.data import check_fate, chosen_lines, ledger_lines, save_ledger
