@@ -18,20 +18,31 @@ from lorasmith.cli import (
 )
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
-    FORMATS,
-    MENDS,
     Allow,
+    AsJson,
+    Columns,
+    Encoding,
+    Format,
+    Languages,
+    MaxChars,
+    MaxRejected,
     MaxSeqLength,
+    Mending,
+    MinChars,
+    Name,
+    Rejecting,
+    Strict,
     Template,
+    Tokenizer,
     TooLong,
     domain_names,
     import_spec,
     known_format,
     known_part,
     known_stratum,
-    limits,
     near_duplicates_from,
     preparation_spec,
+    row_checks,
     row_range,
 )
 from lorasmith.cli.data_view import counts, show_example, show_fields, sizes, summary
@@ -49,12 +60,8 @@ File = Annotated[
         metavar="SOURCE", help="JSON, JSON Lines, CSV or Parquet file, a folder of them, a saved dataset or hub id"
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")]
-Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
 Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
 Salt = Annotated[str, typer.Option("--salt", help="Choose another split by another salt")]
-MaxRejected = Annotated[float, typer.Option("--max-rejected", help="Share of bad rows to leave out, from 0 to 1")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
 @app.command("import")
@@ -67,15 +74,15 @@ def import_(
     exact: Annotated[bool, typer.Option("--exact", help="Make the shares exact, for a small set")] = False,
     salt: Salt = "lorasmith",
     max_rejected: MaxRejected = 0.0,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first finding")] = False,
-    map: Annotated[list[str] | None, typer.Option("--map", help="Columns: instruction=question,output=answer")] = None,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Encoding of a CSV file")] = None,
-    mend: Annotated[list[str] | None, typer.Option("--mend", help=f"Change instead of flag: {MENDS}")] = None,
-    reject: Annotated[list[str] | None, typer.Option("--reject", help="Reject rows with a finding, by name")] = None,
-    min_chars: Annotated[list[str] | None, typer.Option("--min-chars", help="Least length: output=3")] = None,
-    max_chars: Annotated[list[str] | None, typer.Option("--max-chars", help="Greatest length: output=8000")] = None,
-    language: Annotated[list[str] | None, typer.Option("--language", help="Flag answers in another, as en")] = None,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Flag rows over this model's context")] = None,
+    strict: Strict = False,
+    map: Columns = None,
+    encoding: Encoding = None,
+    mend: Mending = None,
+    reject: Rejecting = None,
+    min_chars: MinChars = None,
+    max_chars: MaxChars = None,
+    language: Languages = None,
+    tokenizer: Tokenizer = None,
     near_duplicates: Annotated[
         float | None, typer.Option("--near-duplicates", help="Take out rows from this similarity on, such as 0.8")
     ] = None,
@@ -85,18 +92,19 @@ def import_(
     """Import a file as a dataset with train, val and test parts"""
     from lorasmith.cli.data_progress import ImportView
     from lorasmith.services.data_import import import_dataset
-    from lorasmith.services.data_mapping import parse_mapping
 
     checks = {
-        "strict": strict,
-        "column_map": parse_mapping(map or []),
-        "encoding": encoding,
-        "mend": mend or [],
-        "reject": reject or [],
-        "min_chars": limits("--min-chars", min_chars or []),
-        "max_chars": limits("--max-chars", max_chars or []),
-        "languages": language or [],
-        "tokenizer": tokenizer,
+        **row_checks(
+            strict=strict,
+            columns=map,
+            encoding=encoding,
+            mend=mend,
+            reject=reject,
+            min_chars=min_chars,
+            max_chars=max_chars,
+            languages=language,
+            tokenizer=tokenizer,
+        ),
         "near_duplicates": near_duplicates_from(near_duplicates),
         "stratify": known_stratum(stratify),
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasmith.cli.context import open_workbench
-from lorasmith.cli.data_options import Allow, MaxSeqLength, Template, TooLong, known_fate, known_finding
+from lorasmith.cli.data_options import Allow, AsJson, MaxSeqLength, Name, Template, TooLong, known_fate, known_finding
 from lorasmith.cli.data_view import counts, show_fields, visible, why
 from lorasmith.cli.output import hint, print_json, print_table
 from lorasmith.errors import InvalidSpec
@@ -26,7 +26,7 @@ HOW_TO_ASK = "--model M and as in train --too-long right, or --job JOB of a run"
 
 def ledger(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")],
+    name: Name,
     fate: Annotated[str | None, typer.Option("--fate", help="Lines of one fate, such as rejected or cut")] = None,
     flag: Annotated[str | None, typer.Option("--flag", help="Lines with one finding, such as secret")] = None,
     summary: Annotated[bool, typer.Option("--summary", help="Count the rows of each fate instead")] = False,
@@ -38,11 +38,10 @@ def ledger(
     too_long: TooLong = None,
     allow: Allow = None,
     output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines to this file instead")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print what became of each input row, and with --model or --job what training makes of it"""
-    from lorasmith.schemas.data import IN_TRAINING
-    from lorasmith.services.data import chosen_lines, ledger_lines, save_ledger
+    from lorasmith.services.data import check_fate, chosen_lines, ledger_lines, save_ledger
     from lorasmith.services.data_ledger import ledger_summary
 
     wanted, flagged = known_fate(fate), known_finding(flag)
@@ -57,8 +56,8 @@ def ledger(
     }
     asked = {key: value for key, value in run.items() if value is not None}
     check_combination(asked, job)
-    if wanted in IN_TRAINING and not (model or job):
-        raise InvalidSpec(f"rows are {wanted} when a model is trained on them", hint=HOW_TO_ASK)
+    if not (model or job):
+        check_fate(wanted)
     workbench = open_workbench(context)
     training = asked_training(workbench, name, asked, job)
     if summary:

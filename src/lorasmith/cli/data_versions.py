@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasmith.cli.context import open_workbench
-from lorasmith.cli.data_options import known_stratum, parse_split
+from lorasmith.cli.data_options import AsJson, Name, known_stratum, parse_split
 from lorasmith.cli.data_view import counts, show_fields, sizes
 from lorasmith.cli.output import hint, print_json, print_table
 from lorasmith.errors import InvalidSpec
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from lorasmith.schemas.data import Dataset
     from lorasmith.services.data_redeciding import Redecision
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")]
 NewName = Annotated[str | None, typer.Option("--name", help="Store it under a new name, not as a version of this one")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
 def dedup(
