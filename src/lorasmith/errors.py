@@ -69,6 +69,13 @@ class Busy(LorasmithError):
     code = "busy"
 
 
+class DamagedDatabase(LorasmithError):
+    """The database file is not whole, or is gone while the folders that it lists are there."""
+
+    http_status = 503
+    code = "damaged_database"
+
+
 class Unauthorized(LorasmithError):
     """The REST API was called without a valid token or session."""
 

@@ -101,9 +101,9 @@ class Watchdog:
     """A thread that looks how long others have computed; it sleeps where none is limited, as starting one for each call costs 0.2 ms."""
 
     def __init__(self) -> None:
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self.ends: dict[int, tuple[int, float]] = {}  # by thread: its clock, and what it must not reach
         self.lock = threading.Lock()
         self.needed = threading.Event()
@@ -136,7 +136,7 @@ class Watchdog:
 
 
 WATCHDOG = Watchdog()
-os.register_at_fork(after_in_child=WATCHDOG.forget)  # which has neither the thread nor whoever held the lock
+os.register_at_fork(after_in_child=WATCHDOG.reset)  # which has neither the thread nor whoever held the lock
 
 
 @contextmanager
