@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from lorasmith.engine.data.rendering import RenderedExample, render_example
+from lorasmith.engine.data.rendering import render_example
 from lorasmith.engine.models.families import read_decoder
 from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.training.computation import PackedComputation
+from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.memory import summed
 from lorasmith.errors import JobFailed
 from lorasmith.schemas.data import Example, Message
 from tests.engine.decoder_cases import adapted, random_rows, tiny_base
 from tests.engine.small_jobs import events, write_examples
+from tests.engine.small_memory import SmallMemory
 
 Job = Callable[..., Path]
 
@@ -137,22 +139,6 @@ def test_a_step_that_does_not_fit_is_split_and_the_run_ends_as_one_split_from_th
     assert_same_adapter(short, split)
 
 
-class SmallMemory:
-    """A computation on a machine that has room for `room` tokens: more raise what torch raises there."""
-
-    def __init__(self, computation: PackedComputation, room: int) -> None:
-        self.computation, self.room = computation, room
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.computation, name)
-
-    def gradients(self, batch: Sequence[int], rows: Sequence[RenderedExample], scale: float) -> float:
-        nats = self.computation.gradients(batch, rows, scale=scale, step=0)  # the failure leaves half a gradient behind
-        if self.computation.size(batch, rows) > self.room:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory")
-        return nats
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_the_update_of_a_split_step_is_that_of_the_whole_one(dropout: float) -> None:
     rows = random_rows([9 + 3 * (index % 7) for index in range(16)])
@@ -164,9 +150,10 @@ def test_the_update_of_a_split_step_is_that_of_the_whole_one(dropout: float) -> 
         small = SmallMemory(computation, room)
         summed(
             small,  # type: ignore[arg-type]
+            Devices(),
             range(16),
             rows,
-            lambda batch, small=small: small.gradients(batch, rows, 1e-3),  # type: ignore[misc]
+            lambda batch, small=small: small.gradients(batch, rows, scale=1e-3, step=0),  # type: ignore[misc]
             lambda before, after, optimizer=optimizer: optimizer.zero_grad(set_to_none=True),  # type: ignore[misc]
             trained=True,
         )
@@ -187,9 +174,10 @@ def test_a_row_that_does_not_fit_alone_is_named_with_the_ways_out() -> None:
     with pytest.raises(JobFailed, match="row 2 with 50 tokens does not fit into memory, though") as failure:
         summed(
             small,  # type: ignore[arg-type]
+            Devices(),
             range(4),
             rows,
-            lambda batch: small.gradients(batch, rows, 1e-3),
+            lambda batch: small.gradients(batch, rows, scale=1e-3, step=0),
             lambda *change: changes.append(change),
             trained=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from lorasmith.engine.optional_imports import hide_bitsandbytes
 from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.reporting import Reporter
-from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, LorasmithError
+from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, Killed, LorasmithError
 from lorasmith.faults import fault_point
 from lorasmith.files import read_json, try_lock, write_json
 from lorasmith.schemas.jobs import JobError, JobKind, JobOrder
@@ -56,6 +57,11 @@ def main(arguments: list[str]) -> int:
     try:
         result = run_job(folder, report)
         fault_point("engine.ran")
+    except Killed as error:  # one of the job's processes was, and whoever waits for this one is to see it
+        print(error.message, file=sys.stderr, flush=True)
+        reserve.unlink(missing_ok=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise
     except BaseException as error:
         failure = explain(error)
         if not isinstance(error, LorasmithError):
