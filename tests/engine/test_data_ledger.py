@@ -11,9 +11,10 @@ import pytest
 from lorasmith.engine.data import labels, ledger, tokenizing
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import LorasmithError
-from lorasmith.schemas.data import Fate, LabelReport
+from lorasmith.schemas.data import Fate
 from lorasmith.schemas.data_ledger import TrainedRows
 from lorasmith.schemas.jobs import JobKind, JobOrder
+from lorasmith.schemas.labels import LabelReport
 from tests.engine.chat_templates import conversation
 from tests.engine.small_jobs import counting_examples, events, run_engine, write_examples
 

@@ -98,8 +98,10 @@ def test_packing_is_counted_as_the_packed_model_has_it(shaped: Shaped, qwen2_fol
     assert estimate_memory(shape, Process(0, 0)).packed_bytes == 4 * elements
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
 def test_optimizer_state_is_as_large_as_the_real_one(name: Any) -> None:
+    if name == "lion":
+        pytest.importorskip("bitsandbytes")
     weight = torch.nn.Parameter(torch.zeros(48, 20))
     weight.grad = torch.ones_like(weight)
     optimizer = build_optimizer(name, {"w": weight}, rate=1e-3, weight_decay=0.0)

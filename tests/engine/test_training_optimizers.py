@@ -92,6 +92,28 @@ def test_the_8_bit_optimizer_stays_near_adamw() -> None:
     assert (parameter - theirs[name]).norm() / theirs[name].norm() < 0.1  # 8-bit states
 
 
+def test_lion_is_the_formula_of_its_paper() -> None:
+    """Algorithm 2 of https://arxiv.org/abs/2302.06675 in float64: decay, the sign of a mean, then the momentum."""
+    pytest.importorskip("bitsandbytes")
+    parameters, decay, ratio = low_rank(), 0.1, 16.0
+    by_hand = {name: parameter.detach().double() for name, parameter in parameters.items()}
+    momentum = {name: torch.zeros_like(value) for name, value in by_hand.items()}
+    optimizer = build_optimizer("lion", parameters, rate=1.0, weight_decay=decay, lora_plus_ratio=ratio)
+    for step, rate in enumerate((1e-3, 5e-4, 2e-4)):
+        give_gradients(parameters, step)
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None
+            gradient = parameter.grad.double()
+            own = rate * (ratio if "lora_B" in name else 1)
+            by_hand[name] *= 1 - own * (decay if parameter.ndim > 1 else 0)
+            by_hand[name] -= own * torch.sign(0.9 * momentum[name] + 0.1 * gradient)
+            momentum[name] = 0.99 * momentum[name] + 0.01 * gradient
+        set_rate(optimizer, rate)
+        optimizer.step()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.detach().double(), by_hand[name], atol=1e-6, rtol=0)  # float32, 3 updates
+
+
 def test_muon_refuses_what_is_no_matrix_and_matches_the_length_of_adamws_steps() -> None:
     parameters = low_rank()
     with pytest.raises(InvalidSpec, match=r"muon trains 2-D weights alone, and q_proj.lora_magnitude_vector.*\(32,\)"):
@@ -107,17 +129,18 @@ def test_muon_refuses_what_is_no_matrix_and_matches_the_length_of_adamws_steps()
         assert root_mean_square == pytest.approx(0.2e-3, rel=0.4)
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.optim.adamw", None)
-    with pytest.raises(MissingExtra, match="optimizer adamw_8bit needs the extra `quant`"):
-        build_optimizer("adamw_8bit", low_rank(), rate=1e-3, weight_decay=0.0)
+@pytest.mark.parametrize(("name", "module"), [("adamw_8bit", "adamw"), ("lion", "lion")])
+def test_a_missing_extra_is_named(name: Any, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, f"bitsandbytes.optim.{module}", None)
+    with pytest.raises(MissingExtra, match=f"optimizer {name} needs the extra `quant`"):
+        build_optimizer(name, low_rank(), rate=1e-3, weight_decay=0.0)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor", "lion", "muon"])
 def test_every_optimizer_resumes_bit_for_bit(
     qwen2_folder: Path, training_job: Job, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if optimizer == "adamw_8bit":
+    if optimizer in ("adamw_8bit", "lion"):
         pytest.importorskip("bitsandbytes")
     settings: dict[str, Any] = {"optimizer": optimizer, "max_steps": 8, "lora_plus_ratio": 4.0, "weight_decay": 1e-5}
     settings["lora"] = {"rank": 64, "alpha": 64, "dropout": 0.1, "target_modules": "all"}  # 64 × 64: enough for 8 bits

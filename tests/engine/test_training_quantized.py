@@ -16,18 +16,21 @@ from transformers import AutoModelForCausalLM, Olmo2Config, Olmo2ForCausalLM, Pr
 
 from lorasmith.engine.evaluation.run import command
 from lorasmith.engine.evaluation.run import load as load_for_evaluation
+from lorasmith.engine.evaluation.run import run as evaluate
 from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.lora.quantized import Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
-from lorasmith.engine.models.loading import load_adapter, load_model
+from lorasmith.engine.models.loading import load_adapter, load_model, other_precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training import run as run_module
 from lorasmith.engine.training.loop import TrainingRun, train
 from lorasmith.errors import Interrupted, InvalidSpec
 from lorasmith.schemas.evaluation import EvaluationInputs, EvaluationSpec
+from lorasmith.schemas.jobs import JobKind, JobOrder
 from lorasmith.schemas.training import TrainingSettings, TrainingSpec
 from lorasmith.services.specs import parse_spec
 from lorasmith.services.training import build_spec, check_quantization
+from tests.engine.adapter_cases import Case
 from tests.engine.small_jobs import events, run_engine, stop_at_step
 
 Job = Callable[..., Path]
@@ -197,6 +200,37 @@ def test_the_adapter_says_how_its_base_was_stored_and_is_evaluated_on_either(
     (adapter / "training_config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(InvalidSpec, match="lora.init=loftq took the adapter's first weights out of the base"):
         load_for_evaluation(inputs, Quantization("nf4"))
+
+
+def test_evaluation_and_export_on_another_precision_say_so(qwen2_folder: Path, training_job: Job) -> None:
+    folder = training_job(qwen2_folder, lora=LORA, quantization="nf4", max_steps=2)
+    run_engine(folder)
+    adapter = folder / "adapter"
+    caveat = (
+        "the adapter was trained on its base in nf4 with double quantisation, and here the base is in full precision: "
+        "answers differ from those in training by what quantising takes away"
+    )
+    assert other_precision(adapter, None) == caveat
+    assert other_precision(adapter, Quantization("nf4")) is None
+    assert "here the base is in int8:" in str(other_precision(adapter, Quantization("int8")))
+    assert other_precision(folder, None) is None  # no passport
+
+    inputs = EvaluationInputs(
+        model_name="tiny", model_folder=str(qwen2_folder), adapter_name="a", adapter_folder=str(adapter),
+        dataset_name="d", examples_file=str(folder.parent / "val.jsonl"), shots_file=None,
+    )  # fmt: skip
+    for name, told in (("none", [caveat]), ("nf4", [])):
+        spec = EvaluationSpec(
+            adapter="a", data="d", quantization=name, limit=2, shots=0, max_new_tokens=1, resamples=100
+        )
+        order = JobOrder(id="job_1", kind=JobKind.EVALUATION, spec=spec.model_dump(), inputs=inputs.model_dump())
+        (job := folder / name).mkdir()
+        assert evaluate(order, job, Reporter(job)).settings["caveats"] == told
+        assert [event["text"] for event in events(job, "warning")] == told
+
+    exported = Case(qwen2_folder, adapter).export(folder / "merged", "merged")
+    assert exported.checks["notes"] == [caveat]
+    assert [event["text"] for event in events(folder / "job", "warning")] == [caveat]
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,11 @@ def job(workbench: Workbench, tmp_path: Path) -> Asks:
 class KillsAt:
     """Watches a job, and kills its engine process each time that `when` says so."""
 
-    def __init__(self, when: Callable[[Event, int], bool]) -> None:
-        self.when, self.pid, self.kills = when, 0, 0
+    def __init__(
+        self, when: Callable[[Event, int], bool], victim: Callable[[int], int] = lambda engine: engine
+    ) -> None:
+        """`victim` is the process to kill, by the engine's."""
+        self.when, self.victim, self.pid, self.kills = when, victim, 0, 0
         self.warnings: list[str] = []
 
     def __call__(self, event: Event) -> None:
@@ -58,18 +61,33 @@ class KillsAt:
             self.warnings.append(event.data["text"])
         if self.when(event, self.kills):
             self.kills += 1
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.victim(self.pid), signal.SIGKILL)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
+def second_process(engine: int) -> int:
+    return int(Path(f"/proc/{engine}/task/{engine}/children").read_text().split()[0])
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "victim"),
+    [
+        pytest.param(1, lambda engine: engine, id="alone"),
+        pytest.param(2, lambda engine: engine, id="first-of-two"),
+        pytest.param(2, second_process, id="second-of-two"),
+    ],
+)
 def test_a_run_killed_at_its_start_ends_as_one_that_had_been_split_from_the_start(
-    workbench: Workbench, job: Asks
+    workbench: Workbench, job: Asks, processes: int, victim: Callable[[int], int]
 ) -> None:
-    killed, watch = job("killed"), KillsAt(lambda event, kills: event.type == "started" and kills == 0)
+    def at_the_start(event: Event, kills: int) -> bool:  # all processes are there when the model is loaded
+        return event.type == "phase" and event.data["name"] == "load" and kills == 0
+
+    killed, watch = job("killed", processes=processes), KillsAt(at_the_start, victim)
     train(workbench, killed, watch)
     folder = workbench.path(killed.folder)
     assert show_job(workbench, killed.id).status is JobStatus.COMPLETED
@@ -81,7 +99,7 @@ def test_a_run_killed_at_its_start_ends_as_one_that_had_been_split_from_the_star
         "for the same update",
     ]
     assert not (folder / "killed.json").exists()
-    split = workbench.path(job("split", micro_batch_tokens=smaller).folder)
+    split = workbench.path(job("split", processes=processes, micro_batch_tokens=smaller).folder)
     run_engine(split)
     for name, tensor in weights(folder).items():
         assert torch.equal(tensor, weights(split)[name]), name

@@ -34,6 +34,25 @@ def test_both_spellings_of_a_field_override_the_preset(name: str) -> None:
     assert build_spec(FLAGS, assignments=[f"lora.{name}=5"]).lora.rank == 5
 
 
+def test_an_override_wins_whichever_spellings_were_used(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    for in_file, in_override in (("rank", "r"), ("r", "rank"), ("lora_r", "r")):
+        config.write_text(f"lora: {{{in_file}: 4}}\n", encoding="utf-8")
+        assert build_spec(FLAGS, config=config, assignments=[f"lora.{in_override}=5"]).lora.rank == 5
+
+
+def test_one_field_under_two_names_is_refused_with_both(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match=r"^lora.r=4 and lora.rank=5 are one field under two names$") as raised:
+        build_spec(FLAGS, assignments=["lora.r=4", "lora.rank=5"])
+    assert raised.value.hint == "give one of them"
+    preset = preset_file(tmp_path, "mine", "training: {num_epochs: 1, epochs: 2}\n")
+    with pytest.raises(InvalidSpec) as raised:
+        build_spec({**FLAGS, "preset": "mine"}, home=tmp_path)
+    assert (
+        raised.value.message == f"{preset}: training.num_epochs=1 and training.epochs=2 are one field under two names"
+    )
+
+
 def test_an_unknown_field_is_named_with_the_nearest() -> None:
     with pytest.raises(InvalidSpec, match=r"there is no field 'lora.rnk'; did you mean 'lora.rank'\?"):
         build_spec(FLAGS, assignments=["lora.rnk=3"])

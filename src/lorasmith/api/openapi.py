@@ -45,13 +45,13 @@ EXPLAINED = {  # status to when it comes, code and an example of its detail
 }
 
 
-def describe(app: FastAPI) -> None:
-    """Make `app.openapi()` this document."""
+def describe(app: FastAPI, root_path: str = "") -> None:
+    """Make `app.openapi()` this document, for a server below `root_path`."""
 
     def document() -> dict[str, Any]:
         if not MADE:
             MADE.update(whole(app))
-        return MADE
+        return {**MADE, "servers": [{"url": root_path}]} if root_path else MADE
 
     app.openapi = document  # type: ignore[method-assign]  # how FastAPI wants it extended
 

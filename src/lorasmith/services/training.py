@@ -11,7 +11,7 @@ from lorasmith.errors import Conflict, InvalidSpec, MissingExtra, did_you_mean
 from lorasmith.schemas.adapters import Adapter
 from lorasmith.schemas.data import Dataset
 from lorasmith.schemas.jobs import ACTIVE, Job, JobKind, JobStatus
-from lorasmith.schemas.training import TrainingInputs, TrainingSpec
+from lorasmith.schemas.training import BITSANDBYTES_OPTIMIZERS, TrainingInputs, TrainingSpec
 from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.services.data import tokens_folder
 from lorasmith.services.data_sources import find_dataset
@@ -33,13 +33,12 @@ def build_spec(
 ) -> TrainingSpec:
     """Preset, then the YAML file, then flags, then `--set`: later ones win. `home` may hold presets of the user's own."""
     file_values = read_yaml(config) if config else {}
-    given = canonical_names(
-        merge(
-            file_values,
-            {key: value for key, value in flags.items() if value is not None},
-            parse_assignments(assignments or []),
-        )
-    )
+    layers = [
+        file_values,
+        {key: value for key, value in flags.items() if value is not None},
+        parse_assignments(assignments or []),
+    ]
+    given = merge(*map(canonical_names, layers))
     preset = find_preset(given.get("preset", "balanced"), home)
     for name in ("model", "data"):
         if not given.get(name):
@@ -52,7 +51,7 @@ def find_preset(name: Any, home: Path | None) -> dict[str, Any]:
     if name in own and name in PRESETS:
         raise InvalidSpec(f"{own[name]} has the name of a built-in preset", hint="give the file another name")
     if name in own:
-        return canonical_names(read_preset(own[name]))
+        return read_preset(own[name])
     if name not in PRESETS:
         yours = ", ".join(own) or f"none, they are files {USER_PRESETS}/NAME.yaml in the home folder"
         raise InvalidSpec(
@@ -63,12 +62,13 @@ def find_preset(name: Any, home: Path | None) -> dict[str, Any]:
 
 
 def read_preset(path: Path) -> dict[str, Any]:
-    """The sections of a preset file. Raises `InvalidSpec` that names the file and the field."""
+    """The sections of a preset file, in canonical names. Raises `InvalidSpec` that names the file and the field."""
     values = read_yaml(path)
     for section in values:
         if section not in ("lora", "training"):
             raise InvalidSpec(f"{path} holds {section!r}; a preset has the sections `lora` and `training` alone")
     try:
+        values = canonical_names(values)
         parse_spec(TrainingSpec, {"model": "any", "data": "any", **values})
     except InvalidSpec as error:
         raise InvalidSpec(f"{path}: {error.message}", hint=error.hint) from error
@@ -85,12 +85,24 @@ def without_other_warmup(preset: dict[str, Any], given: dict[str, Any]) -> dict[
 
 
 def canonical_names(values: dict[str, Any]) -> dict[str, Any]:
-    """One spelling for fields that have two (`r`, `lora_r` → `rank`), so that an override meets what it overrides."""
+    """One spelling for fields that have two (`r`, `lora_r` → `rank`), so that an override meets what it overrides.
+
+    Raises `InvalidSpec` where both spellings of a field are given.
+    """
     result = dict(values)
     for section in ("lora", "training"):
         if isinstance(values.get(section), dict):
-            kind = TrainingSpec.model_fields[section].annotation
-            result[section] = {alias_names(kind).get(key, key): value for key, value in values[section].items()}
+            names = alias_names(TrainingSpec.model_fields[section].annotation)
+            spelled: dict[str, str] = {}
+            for key in values[section]:
+                other = spelled.setdefault(names.get(key, key), key)
+                if other != key:
+                    raise InvalidSpec(
+                        f"{section}.{other}={values[section][other]} and {section}.{key}={values[section][key]} "
+                        "are one field under two names",
+                        hint="give one of them",
+                    )
+            result[section] = {name: values[section][key] for name, key in spelled.items()}
     return result
 
 
@@ -148,8 +160,8 @@ def clone_training(workbench: Workbench, job: Job, changes: dict[str, Any], **fa
 
 def check_runnable(spec: TrainingSpec, dataset: str, *, has_validation: bool) -> None:
     """Raise before the job exists for what the engine would refuse after loading the model."""
-    if spec.training.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
-        raise MissingExtra("optimizer adamw_8bit", "quant")
+    if spec.training.optimizer in BITSANDBYTES_OPTIMIZERS and find_spec("bitsandbytes") is None:
+        raise MissingExtra(f"optimizer {spec.training.optimizer}", "quant")
     check_quantization(spec)
     if spec.training.needs_validation and not has_validation:
         raise InvalidSpec(

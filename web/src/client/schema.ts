@@ -3369,11 +3369,11 @@ export interface components {
             lora_plus_ratio?: number | null;
             /**
              * Optimizer
-             * @description adamw_8bit keeps its state in a quarter of the memory and needs the extra `quant`; muon trains 2-D weights alone.
+             * @description adamw_8bit and lion need the extra `quant`; adamw_8bit keeps its state in a quarter of the memory, lion in half, and its rates are a third to a tenth of AdamW's, https://arxiv.org/abs/2302.06675; muon trains 2-D weights alone.
              * @default adamw
              * @enum {string}
              */
-            optimizer?: "adamw" | "adamw_8bit" | "adafactor" | "muon";
+            optimizer?: "adamw" | "adamw_8bit" | "adafactor" | "lion" | "muon";
             /**
              * Batch Size
              * @description Rows per micro-batch.
@@ -3474,7 +3474,7 @@ export interface components {
             double_quantization?: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file; auto: fast where it is faster and fits, lean where memory is short.
              * @default auto
              * @enum {string}
              */
@@ -3580,11 +3580,11 @@ export interface components {
             lora_plus_ratio: number | null;
             /**
              * Optimizer
-             * @description adamw_8bit keeps its state in a quarter of the memory and needs the extra `quant`; muon trains 2-D weights alone.
+             * @description adamw_8bit and lion need the extra `quant`; adamw_8bit keeps its state in a quarter of the memory, lion in half, and its rates are a third to a tenth of AdamW's, https://arxiv.org/abs/2302.06675; muon trains 2-D weights alone.
              * @default adamw
              * @enum {string}
              */
-            optimizer: "adamw" | "adamw_8bit" | "adafactor" | "muon";
+            optimizer: "adamw" | "adamw_8bit" | "adafactor" | "lion" | "muon";
             /**
              * Batch Size
              * @description Rows per micro-batch.
@@ -3685,7 +3685,7 @@ export interface components {
             double_quantization: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file; auto: fast where it is faster and fits, lean where memory is short.
              * @default auto
              * @enum {string}
              */

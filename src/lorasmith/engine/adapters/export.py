@@ -17,7 +17,14 @@ from lorasmith.engine.adapters.gguf_tensors import architecture, embedding_rows
 from lorasmith.engine.adapters.gguf_vocabulary import read_vocabulary
 from lorasmith.engine.adapters.merging import attach, fold, stored_dtype
 from lorasmith.engine.adapters.proof import compare_logits, probe_logits, probe_prompts, require
-from lorasmith.engine.models.loading import base_fingerprint, check_base, load_model, load_tokenizer, model_folder
+from lorasmith.engine.models.loading import (
+    base_fingerprint,
+    check_base,
+    load_model,
+    load_tokenizer,
+    model_folder,
+    other_precision,
+)
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Conflict, Interrupted
 from lorasmith.faults import fault_point
@@ -129,7 +136,7 @@ def export_gguf(job_id: str, inputs: ExportInputs, spec: ExportSpec, report: Rep
         require(difference, bound, "the written GGUF")
         checks = {**merged.checks, "artefact": difference.as_check(bound), "read_back": stored}
         if vocabulary.notes:
-            checks["notes"] = list(vocabulary.notes)
+            checks["notes"] = [*checks.get("notes", []), *vocabulary.notes]
         write_proof(temporary, description(job_id, inputs, checks))
     return checks
 
@@ -153,7 +160,11 @@ def merge_with_reference(inputs: ExportInputs, report: Reporter, *, gguf: bool =
     merged = fold(wrapped)
     difference = compare_logits(reference, probe_logits(merged, prompts))
     require(difference, MERGE_BOUND, "the merged model")
-    checks = {"adapter_effect": effect.relative, "merge": difference.as_check(MERGE_BOUND)}
+    checks: dict[str, Any] = {"adapter_effect": effect.relative, "merge": difference.as_check(MERGE_BOUND)}
+    caveat = other_precision(adapter_folder, None)
+    if caveat:
+        report("warning", text=caveat)
+        checks["notes"] = [caveat]
     return Merged(merged, tokenizer, prompts, reference, checks)
 
 

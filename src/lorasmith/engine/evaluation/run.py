@@ -32,7 +32,9 @@ from lorasmith.engine.models.loading import (
     load_adapter,
     load_model,
     load_tokenizer,
+    load_within_memory,
     model_folder,
+    other_precision,
 )
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import InvalidSpec
@@ -57,7 +59,11 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
     spec = EvaluationSpec.model_validate(order.spec)
     inputs = EvaluationInputs.model_validate(order.inputs)
     report("phase", name="loading")
-    model, tokenizer = load(inputs, Quantization.named(spec.quantization, spec.double_quantization))
+    quantization = Quantization.named(spec.quantization, spec.double_quantization)
+    model, tokenizer = load(inputs, quantization)
+    caveat = other_precision(Path(inputs.adapter_folder), quantization) if inputs.adapter_folder else None
+    if caveat:
+        report("warning", text=caveat)
     examples = sorted(read_examples(Path(inputs.examples_file)), key=lambda example: example.id)[: spec.limit]
     if any(example.messages is not None for example in examples):
         choose_template(tokenizer, spec.template)
@@ -99,6 +105,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Evaluation:
             **settings(spec, tokenizer, stop_ids, context),
             "few_shot": {"reason": shown.reason, "example_ids": [shot.id for shot in shown.shots]},
             "left_out": left_out,
+            "caveats": [caveat] if caveat else [],
             "subgroups": {name: len(rows) for name, rows in groups.items() if name},
             "trained_tokens": sum(score.tokens for score in conditions[0].scores),
             "command": command(spec),
@@ -121,7 +128,11 @@ def load(inputs: EvaluationInputs, quantization: Quantization | None) -> tuple[L
     base_folder = model_folder(inputs.model_folder)
     if quantization and inputs.adapter_folder:
         refuse_moved_weights(Path(inputs.adapter_folder))
-    base = load_model(base_folder, torch.float32, quantization)
+    base = (
+        load_model(base_folder, torch.float32, quantization)
+        if quantization
+        else load_within_memory(base_folder, "fp32")
+    )
     if inputs.adapter_folder is None:
         return base, load_tokenizer(base_folder)
     adapter_folder = Path(inputs.adapter_folder)

@@ -1,4 +1,4 @@
-"""A frozen linear layer in 4 or 8 bits, for transformers, PEFT and autograd."""
+"""Frozen layers in fewer bits than they are computed in, for transformers, PEFT and autograd."""
 
 from __future__ import annotations
 
@@ -9,24 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorasmith.engine.lora.quantized import Quantization, quantize
+from lorasmith.engine.lora.quantized import Quantization, QuantizedWeight, quantize
 
 
 class QuantizedLinear(nn.Linear):
     """x W^T + b; W is dequantised when it is used, in training and in evaluation alike, and never kept.
 
     `weight` has no elements, so that whatever would change it, such as a merge, fails instead of changing a copy.
-    `read_full` gets the weight (out, in) as it is on disk: some first weights of an adapter are made from it.
+    `read_full` gets the weight (out, in) as it is on disk: some first weights of an adapter are made from it. `stored` is the
+    quantised weight where another layer has it already.
     """
 
     def __init__(
-        self, read_full: Callable[[], Tensor], bias: Tensor | None, quantization: Quantization, dtype: torch.dtype
+        self,
+        read_full: Callable[[], Tensor],
+        bias: Tensor | None,
+        quantization: Quantization,
+        dtype: torch.dtype,
+        stored: QuantizedWeight | None = None,
     ) -> None:
         nn.Module.__init__(self)  # nn.Linear's would make the weight
         self.read_full = read_full
         self.quantization = quantization
         self.weight = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-        self.quantize(read_full())
+        self.stored = stored or quantize(read_full(), quantization)
         self.out_features, self.in_features = self.stored.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
 
@@ -44,6 +50,18 @@ class QuantizedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.quantization}"
+
+
+class WidenedEmbedding(nn.Embedding):
+    """Rows of a table (V, H) in 16 bits, in the compute dtype."""
+
+    def __init__(self, embedding: nn.Embedding, dtype: torch.dtype) -> None:
+        rows, columns = embedding.weight.shape
+        super().__init__(rows, columns, _weight=embedding.weight, _freeze=True)
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).to(self.dtype)
 
 
 class DequantizedProduct(torch.autograd.Function):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MAPPED_BYTES = 1 << 17  # glibc's first threshold, before it grows
+
 
 class Workspace:
     """Named buffers that grow and are kept: a step's tensors lie where the last step's lay.
@@ -49,8 +51,15 @@ def retain_heap() -> None:
 
 
 def release_heap() -> None:
-    """Give freed memory back to the system, whatever `retain_heap` said, and that of a GPU's cache."""
-    trim = glibc("malloc_trim")
+    """Give freed memory back to the system, whatever `retain_heap` said, and that of a GPU's cache.
+
+    Where `retain_heap` said nothing, tensors that find no place in the heap are mapped from now on. glibc maps those of up to
+    32 MB only until it has freed one as large, and then keeps gigabytes of them below small things that outlive a step.
+    """
+    trim, mallopt = glibc("malloc_trim"), glibc("mallopt")
+    if mallopt is not None:
+        mmap_threshold = -3
+        mallopt(mmap_threshold, MAPPED_BYTES)
     if trim is not None:
         trim(0)
     if torch.cuda.is_initialized():

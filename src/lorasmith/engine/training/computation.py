@@ -20,7 +20,6 @@ from lorasmith.engine.models.families import Decoder, NotPacked, read_decoder
 from lorasmith.engine.models.packing import PackedRows, pack, token_groups
 from lorasmith.engine.models.precision import Precision
 from lorasmith.engine.models.prefix_cache import PrefixCache
-from lorasmith.engine.models.workspace import release_heap
 from lorasmith.engine.training.batches import pad_batch
 from lorasmith.engine.training.loss import CompletionLoss
 
@@ -104,7 +103,6 @@ class PackedComputation:
     def limit(self, at_once: int) -> None:
         self.at_once = at_once
         self.decoder.workspace.clear()
-        release_heap()
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
         packed = pack([rows[index] for index in indices], share=self.decoder.decoder.may_share)
@@ -167,7 +165,6 @@ class PeftComputation:
 
     def limit(self, at_once: int) -> None:
         self.at_once = at_once
-        release_heap()
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
         torch.manual_seed(hash((self.seed, step, *indices)))

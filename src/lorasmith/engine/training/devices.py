@@ -20,12 +20,13 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, reduce
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor, distributed, nn
 from torch.distributed import FileStore, Store  # type: ignore[attr-defined]
 
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.errors import JobFailed
+from lorasmith.engine.out_of_memory import ran_out_of_memory
+from lorasmith.errors import JobFailed, Killed
 
 T = TypeVar("T")
 
@@ -58,10 +59,19 @@ class Devices:
 
     def share(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> list[int]:
         """The rows that this process computes."""
-        return shares(indices, [len(rows[index].ids) for index in indices], self.count)[self.rank]
+        return self.shares(indices, rows)[self.rank]
 
-    def sum(self, value: float) -> float:
-        return value if self.count == 1 else self.summed(torch.tensor([value], dtype=torch.float64)).item()
+    def shares(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> list[list[int]]:
+        """The rows that each process computes, by rank."""
+        return shares(indices, [len(rows[index].ids) for index in indices], self.count)
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, by rank."""
+        if self.count == 1:
+            return [value]
+        with self.together():
+            gathered: list[T] = gather_object([value])
+        return gathered
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each `.grad` by its sum over the processes; where no process has one, none is made."""
@@ -103,6 +113,8 @@ class Devices:
         try:
             yield
         except RuntimeError as error:
+            if ran_out_of_memory(error):
+                raise
             if not self.first:
                 raise SystemExit(1) from error  # the first one gives the reason
             raise self.lost() from error
@@ -151,12 +163,12 @@ def buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 
 def ended(number: int, count: int, returncode: int) -> JobFailed:
+    """`Killed` where the system may have done it for memory."""
     how = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with status {returncode}"
-    return JobFailed(
-        f"process {number} of {count} {how}",
-        code="oom" if returncode == -signal.SIGKILL else "crashed",
-        hint="log.txt has its last words; what was saved goes on with `lorasmith train --resume`",
-    )
+    hint = "log.txt has its last words; what was saved goes on with `lorasmith train --resume`"
+    if returncode == -signal.SIGKILL:
+        return Killed(f"process {number} of {count} {how}", code="oom", hint=hint)
+    return JobFailed(f"process {number} of {count} {how}", code="crashed", hint=hint)
 
 
 @contextmanager

@@ -132,15 +132,15 @@ def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
     indices = run.plan.row_indices(step)
     rows = [run.train[index] for index in indices]
     trained_tokens = sum(row.trained_tokens for row in rows)
-    own_nats = summed(
+    total_nats = summed(
         run.computation,
-        run.devices.share(indices, run.train),
+        run.devices,
+        indices,
         run.train,
         lambda batch: run.computation.gradients(batch, run.train, scale=1 / trained_tokens, step=step),
         lambda before, after: shrunk(run, report, f"step {step + 1} does not fit into memory", before, after),
         trained=True,
     )
-    total_nats = run.devices.sum(own_nats)
     run.devices.sum_gradients(trainable(run.model).values())
     norm = torch.nn.utils.clip_grad_norm_(trainable(run.model).values(), run.settings.max_grad_norm).item()
     if step == 0 and norm == 0:
@@ -167,7 +167,7 @@ def heed_kill(run: TrainingRun, report: Reporter) -> None:
     note = run.job / KILLED
     if not run.devices.agree(note.exists()):
         return
-    sizes = shrink_after_kill(run.computation, run.plan, run.progress.step, run.train, run.validation)
+    sizes = shrink_after_kill(run.computation, run.devices, run.plan, run.progress.step, run.train, run.validation)
     if sizes:
         shrunk(run, report, "the last process was killed by the system", *sizes)
     else:
@@ -233,15 +233,15 @@ def validate(run: TrainingRun, report: Reporter, board: SummaryWriter | None = N
     rows = run.validation
     if not rows:
         return
-    own_nats = summed(
+    nats = summed(
         run.computation,
-        run.devices.share(range(len(rows)), rows),
+        run.devices,
+        range(len(rows)),
         rows,
         lambda batch: run.computation.loss(batch, rows),
         lambda before, after: shrunk(run, report, "validation does not fit into memory", before, after),
         trained=False,
     )
-    nats = run.devices.sum(own_nats)
     loss = nats / sum(row.trained_tokens for row in rows)
     progress = run.progress
     progress.validation.append((progress.step, loss))

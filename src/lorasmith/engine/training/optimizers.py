@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lorasmith.engine.optional_imports import show_bitsandbytes
 from lorasmith.errors import InvalidSpec, MissingExtra
 from lorasmith.schemas.training import OptimizerName
 
@@ -62,6 +63,7 @@ def adamw(groups: Groups, rate: float) -> Optimizer:
 
 
 def adamw_8bit(groups: Groups, rate: float) -> Optimizer:
+    show_bitsandbytes()
     try:
         from bitsandbytes.optim.adamw import AdamW8bit  # not at the top: an extra, and slow to import
     except ImportError as error:
@@ -78,6 +80,17 @@ def adafactor(groups: Groups, rate: float) -> Optimizer:
     return torch.optim.Adafactor(groups, lr=rate, eps=(None, 1.0))
 
 
+def lion(groups: Groups, rate: float) -> Optimizer:
+    """Steps of one length, sign(0.9 m + 0.1 g), with m in fp32."""
+    show_bitsandbytes()
+    try:
+        from bitsandbytes.optim.lion import Lion32bit  # not at the top: an extra, and slow to import
+    except ImportError as error:
+        raise MissingExtra("optimizer lion", "quant") from error
+    optimizer: Optimizer = Lion32bit(groups, lr=rate)
+    return optimizer
+
+
 def muon(groups: Groups, rate: float) -> Optimizer:
     """Steps as long as AdamW's, so that its rates serve."""
     return torch.optim.Muon(groups, lr=rate, adjust_lr_fn="match_rms_adamw")
@@ -87,5 +100,6 @@ OPTIMIZERS: dict[OptimizerName, Callable[[Groups, float], Optimizer]] = {
     "adamw": adamw,
     "adamw_8bit": adamw_8bit,
     "adafactor": adafactor,
+    "lion": lion,
     "muon": muon,
 }

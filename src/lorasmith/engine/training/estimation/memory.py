@@ -129,7 +129,7 @@ def optimizer_bytes(name: OptimizerName, shape: tuple[int, ...]) -> int:
     elements = prod(shape)
     if name == "adafactor":
         return 4 * (elements // shape[-1] + elements // shape[-2] if len(shape) > 1 else elements)
-    if name == "muon":
+    if name in ("lion", "muon"):
         return 4 * elements
     if name == "adamw_8bit" and elements >= LEAST_8BIT:
         return 2 * (elements + 4 * -(-elements // BLOCK_8BIT))
