@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from lorasmith.engine.__main__ import STAGES
+from lorasmith.engine.data import ledger
+from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Conflict
 from lorasmith.schemas.data import DataImportSpec, Fate
-from lorasmith.schemas.jobs import Event
+from lorasmith.schemas.jobs import Event, JobOrder
 from lorasmith.services import data_ledger
 from lorasmith.services.data import ledger_lines
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.data_ledger import ledger_of_job, ledger_summary, training_ledger
 from lorasmith.services.data_redeciding import split
+from lorasmith.services.jobs import Watch
 from lorasmith.services.training import build_spec, start_training
 from lorasmith.services.workbench import Workbench
 
@@ -33,7 +37,19 @@ def rows(workbench: Workbench, tmp_path: Path) -> str:
     return import_dataset(workbench, path, DataImportSpec(name="rows", split=(0.6, 0.2, 0.2), exact=True)).name
 
 
-def test_each_row_has_one_fate_in_training(workbench: Workbench, rows: str) -> None:
+@pytest.fixture
+def engine_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine in the process of the test: to start one takes longer than all that is tested here."""
+
+    def run_here(folder: Path, order: JobOrder, watch: Watch) -> dict[str, object]:
+        assert STAGES[order.kind] == ledger.__name__
+        folder.mkdir(parents=True)
+        return ledger.run(order, folder, Reporter(folder)).model_dump(mode="json")
+
+    monkeypatch.setattr(data_ledger, "run_preview", run_here)
+
+
+def test_each_row_has_one_fate_in_training(workbench: Workbench, rows: str, engine_here: None) -> None:
     asked = training_ledger(workbench, rows, {"model": "starter", "training": LIMITS}, unwatched)
     lines = list(asked.lines(ledger_lines(workbench, rows)))
     summary = ledger_summary(workbench, rows, asked)
