@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from lorasmith.api.openapi_links import add_links
 from lorasmith.api.problems import MEDIA_TYPE, OPENAI_PREFIX, new_problem, openai_error
 from lorasmith.api.security import PUBLIC
 from lorasmith.schemas.api import OpenAIErrorBody, Problem
@@ -78,6 +79,7 @@ def whole(app: FastAPI) -> dict[str, Any]:
         for method in METHODS:
             if method in operations:
                 complete(path, method, operations[method])
+    add_links(found)
     return found
 
 
