@@ -41,7 +41,7 @@ ALLOWED = {
     JobStatus.COMPLETED: set(),
 }
 NO_PROCESS = 1 << 30  # above any process number, so that nothing is signalled
-ERRORS = [*STOPS, "disk_full", "non_finite"]
+SAYINGS = ["result", "killed", "crashed", "trains", "saves", *STOPS, "disk_full", "non_finite"]
 
 
 def unexpected(*_: object) -> None:
@@ -213,15 +213,33 @@ class JobLifeCycle(RuleBasedStateMachine):
         self.workbench.jobs.release(lease)
         assert self.row_of(lease) == before
 
+    @precondition(lambda self: any(worker.running for worker in self.workers))
+    @rule(data=st.data(), end=st.sampled_from(SAYINGS))
+    def a_worker_sleeps_through_its_lease(self, data: st.DataObject, end: str) -> None:
+        """Another one adopts its jobs; then an engine speaks, and the sleeper is the first to hear it."""
+        sleeper = data.draw(st.sampled_from([number for number, worker in enumerate(self.workers) if worker.running]))
+        held = [(running.lease, running.process.folder) for running in self.workers[sleeper].running]
+        self.clock += LEASE_S + 1
+        self.look((sleeper + 1) % 3)
+        for _, folder in held:
+            if folder in PlayedEngine.running:
+                self.say(PlayedEngine.running[folder], end)
+        before = [row for row in (self.row_of(lease) for lease, _ in held) if row["status"] in ACTIVE]
+        self.look(sleeper)
+        adopted = {row["id"] for row in before}
+        assert [self.row_of(lease) for lease, _ in held if lease.job_id in adopted] == before
+
     def row_of(self, lease: Lease) -> dict[str, Any]:
         with reading(self.workbench.jobs.engine) as session:
             stored = session.get(JobRecord, lease.job_id)
             return {column.name: getattr(stored, column.name) for column in JobRecord.__table__.columns}
 
     @precondition(lambda self: PlayedEngine.running)
-    @rule(data=st.data(), end=st.sampled_from(["result", "killed", "crashed", "trains", "saves", *ERRORS]))
+    @rule(data=st.data(), end=st.sampled_from(SAYINGS))
     def engine_says(self, data: st.DataObject, end: str) -> None:
-        engine = data.draw(st.sampled_from(sorted(PlayedEngine.running.values(), key=lambda engine: engine.pid)))
+        self.say(data.draw(st.sampled_from(sorted(PlayedEngine.running.values(), key=lambda engine: engine.pid))), end)
+
+    def say(self, engine: PlayedEngine, end: str) -> None:
         folder = engine.folder
         if end == "trains":
             event = Event(seq=1, time=now(), type="phase", data={"name": "train"})
