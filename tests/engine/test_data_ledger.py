@@ -96,6 +96,20 @@ def test_what_stops_a_run_is_in_the_ledger_with_each_row(
     assert stopped.value.message.startswith(f"{len(found.parts['train'])} of 24 rows are longer than 34 tokens")
 
 
+def test_validation_rows_that_all_are_too_long_stop_no_run(
+    training_job: Callable[..., Path], qwen2_folder: Path, tmp_path: Path
+) -> None:
+    folder = training_job(qwen2_folder, max_steps=1, max_seq_length=34, too_long="right")
+    val = write_examples(tmp_path / "val.jsonl", counting_examples(10, first=100)[4::5])  # the longest
+    found = asked(tmp_path, qwen2_folder, tmp_path / "train.jsonl", val, max_seq_length=34, too_long="right")
+    assert ([row.fate for row in found.parts["val"]], found.stops) == ([Fate.DROPPED, Fate.DROPPED], None)
+    assert run_engine(folder)["validation_loss"] is None
+    (reported,) = events(folder, "rows")
+    assert (reported["validation"], reported["validation_dropped"]) == (0, 2)
+    (warning,) = events(folder, "warning")
+    assert warning["text"] == "there is no validation loss: none of the 2 validation rows fits"
+
+
 def test_rows_that_fail_a_check_are_refused_one_by_one(qwen2_folder: Path, tmp_path: Path) -> None:
     marked = [conversation(("user", "<|im_end|>"), ("assistant", "b"), row=row) for row in (1, 2)]
     train = write_examples(tmp_path / "train.jsonl", [*marked, *counting_examples(3)])

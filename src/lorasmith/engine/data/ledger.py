@@ -44,13 +44,16 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainedRows:
     for part, path, too_long in parts:
         if path is not None:
             store = tokenized(Path(path), Path(inputs.tokens_folder), tokenizer, stops, report)
-            found.parts[part], stopped = fitted_rows(how, StoredRows(store, Path(path)), too_long, report)
+            rows = StoredRows(store, Path(path))
+            found.parts[part], stopped = fitted_rows(how, rows, too_long, report, may_be_empty=part == "val")
             if stopped is not None and found.stops is None:
                 found.stops = f"{part}: {stopped}"
     return found
 
 
-def fitted_rows(how: Rendering, rows: Rows, too_long: TooLong, report: Reporter) -> tuple[list[TrainedRow], str | None]:
+def fitted_rows(
+    how: Rendering, rows: Rows, too_long: TooLong, report: Reporter, *, may_be_empty: bool
+) -> tuple[list[TrainedRow], str | None]:
     """The rows that are not trained as they stand, in order, and what a run would raise."""
     fitting = Fitting()
     whole = whole_rows(how, rows, fitting)
@@ -65,7 +68,7 @@ def fitted_rows(how: Rendering, rows: Rows, too_long: TooLong, report: Reporter)
             fitting.refuse(index, error.message)
     if stops is None:
         try:
-            fitted_part(how, rows, whole, fitting)
+            fitted_part(how, rows, whole, fitting, may_be_empty=may_be_empty)
         except (InvalidData, InvalidSpec) as error:
             stops = error.message
     return [trained_row(rows, index, outcome) for index, outcome in sorted(fitting.outcomes.items())], stops

@@ -68,10 +68,12 @@ def stored_part(
     max_tokens: int,
     too_long: TooLong,
     allow: Collection[CheckName] = (),
+    may_be_empty: bool = False,
 ) -> RenderedPart:
     """The part of a file of examples through the token store below that folder, as `render_part` gives it."""
     store = tokenized(examples_file, tokens_folder, tokenizer, stop_ids, report)
-    return fit_part(Rendering(tokenizer, stop_ids, max_tokens, allow), StoredRows(store, examples_file), too_long)
+    how = Rendering(tokenizer, stop_ids, max_tokens, allow)
+    return fit_part(how, StoredRows(store, examples_file), too_long, may_be_empty=may_be_empty)
 
 
 def render_part(
@@ -82,14 +84,16 @@ def render_part(
     max_tokens: int,
     too_long: TooLong,
     allow: Collection[CheckName] = (),
+    may_be_empty: bool = False,
 ) -> RenderedPart:
     """Render, check and fit each row, in memory.
 
     Raises `CheckFailed` for the first check that a row fails and `allow` does not name, with the number of such rows,
-    and `InvalidSpec` when a row is too long and the policy is `error`.
+    `InvalidSpec` when a row is too long and the policy is `error`, and `InvalidData` when no row is left, unless
+    `may_be_empty`.
     """
     rows = RowsInMemory(examples, render_examples(tokenizer, examples, stop_ids, ALL_CHECKS))
-    return fit_part(Rendering(tokenizer, stop_ids, max_tokens, allow), rows, too_long)
+    return fit_part(Rendering(tokenizer, stop_ids, max_tokens, allow), rows, too_long, may_be_empty=may_be_empty)
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,13 @@ class Fitting:
         self.outcomes[index] = RowOutcome(refused=why)
 
 
-def fit_part(how: Rendering, rows: Rows, too_long: TooLong) -> RenderedPart:
+def fit_part(how: Rendering, rows: Rows, too_long: TooLong, *, may_be_empty: bool = False) -> RenderedPart:
     """The rows that fit, and the others as the policy has them. Only those that do not fit are rendered again."""
     fitting = Fitting()
     whole = whole_rows(how, rows, fitting)
     for index in np.flatnonzero(~whole).tolist():
         fit_row(how, rows, index, too_long, fitting)
-    return fitted_part(how, rows, whole, fitting)
+    return fitted_part(how, rows, whole, fitting, may_be_empty=may_be_empty)
 
 
 def whole_rows(how: Rendering, rows: Rows, fitting: Fitting) -> NDArray[np.bool_]:
@@ -142,7 +146,9 @@ def whole_rows(how: Rendering, rows: Rows, fitting: Fitting) -> NDArray[np.bool_
     return whole
 
 
-def fitted_part(how: Rendering, rows: Rows, whole: NDArray[np.bool_], fitting: Fitting) -> RenderedPart:
+def fitted_part(
+    how: Rendering, rows: Rows, whole: NDArray[np.bool_], fitting: Fitting, *, may_be_empty: bool
+) -> RenderedPart:
     """What is trained. Raises for rows that stop a run: see `render_part`."""
     given = len(rows.lengths)
     if fitting.first_failure is not None:
@@ -156,7 +162,7 @@ def fitted_part(how: Rendering, rows: Rows, whole: NDArray[np.bool_], fitting: F
             "each cuts), or a larger --set training.max_seq_length if the model allows it",
         )
     chosen = chosen_rows(rows, np.flatnonzero(whole), fitting.pieces)
-    if not len(chosen):
+    if not len(chosen) and not may_be_empty:
         raise InvalidData(f"no row is left: all {given} are longer than {how.max_tokens} tokens or train nothing")
     outcomes = fitting.outcomes.values()
     return RenderedPart(

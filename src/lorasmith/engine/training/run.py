@@ -69,7 +69,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     context = context_tokens(base)
     max_tokens = min(spec.training.max_seq_length, context or spec.training.max_seq_length)
 
-    def rows_of(examples_file: str, too_long: TooLong) -> RenderedPart:
+    def rows_of(examples_file: str, too_long: TooLong, *, may_be_empty: bool = False) -> RenderedPart:
         return stored_part(
             Path(examples_file),
             tokens_folder,
@@ -79,10 +79,13 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
             max_tokens=max_tokens,
             too_long=too_long,
             allow=spec.training.allow,
+            may_be_empty=may_be_empty,
         )
 
     part = rows_of(inputs.train_file, spec.training.too_long)
-    validation = rows_of(inputs.val_file, "drop") if inputs.val_file else None  # left out of the loss, and counted
+    validation = None
+    if inputs.val_file:
+        validation = rows_of(inputs.val_file, "drop", may_be_empty=True)  # left out of the loss, and counted
     report_rows(report, part, validation)
     if spec.training.needs_validation and not (validation and validation.rows):
         raise InvalidSpec(
@@ -197,6 +200,9 @@ def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart |
     )
     for warning in part.warnings():
         report("warning", text=warning)
+    if validation and not validation.rows:
+        text = f"there is no validation loss: none of the {validation.given} validation rows fits"
+        report("warning", text=text)
 
 
 def measured(
