@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorasmith.engine.lora.quantized import Quantization, quantize
+from lorasmith.engine.lora.quantized import Quantization, QuantizedWeight, quantize
 
 
 class QuantizedLinear(nn.Linear):
@@ -20,13 +20,19 @@ class QuantizedLinear(nn.Linear):
     """
 
     def __init__(
-        self, read_full: Callable[[], Tensor], bias: Tensor | None, quantization: Quantization, dtype: torch.dtype
+        self,
+        read_full: Callable[[], Tensor],
+        bias: Tensor | None,
+        quantization: Quantization,
+        dtype: torch.dtype,
+        stored: QuantizedWeight | None = None,
     ) -> None:
+        """`stored` is what the weight comes to, where that is known already."""
         nn.Module.__init__(self)  # nn.Linear's would make the weight
         self.read_full = read_full
         self.quantization = quantization
         self.weight = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-        self.quantize(read_full())
+        self.stored = quantize(read_full(), quantization) if stored is None else stored
         self.out_features, self.in_features = self.stored.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
 

@@ -97,9 +97,8 @@ def choose_computation(
             batch_rows=choices.made.get(MICRO_BATCH, settings.batch_size),
             reason=str(reason),
         )
-    wanted = "lean" if settings.quantizes else settings.memory
     copies_bytes = packing_bytes(decoder) * choices.devices.count
-    memory = choices.once("memory", lambda: choose_memory(wanted, decoder.dtype, copies_bytes))
+    memory = choices.once("memory", lambda: choose_memory(settings.memory_wanted, decoder.dtype, copies_bytes))
     if memory == "fast":
         pack_weights(decoder, model)
     retain_heap()
