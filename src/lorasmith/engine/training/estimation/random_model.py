@@ -101,7 +101,7 @@ def tiled(tile: QuantizedWeight, shape: tuple[int, int], *, double: bool) -> Qua
 
 
 def again(values: Tensor, count: int) -> Tensor:
-    """`count` values: those of `values`, and from the beginning. No copy beside it, whose peak would be taken for what libraries take."""
+    """`count` values: those of `values`, again from the beginning. A copy beside them would be taken for libraries' memory."""
     flat = values.reshape(-1)
     made = flat.new_empty(count)
     for part in made.split(len(flat)):
