@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorasmith.errors import InvalidSpec
 from lorasmith.python.memory import MemoryOptimizer, MemoryReading
@@ -52,6 +54,31 @@ def test_the_peak_of_a_run_is_predicted_within_a_tenth_and_nothing_remains(
         path.stat().st_size for path in (job / "adapter").glob("*") if path.suffix in (".safetensors", ".json")
     )
     assert found["disk"]["adapter_bytes"] == pytest.approx(adapter, rel=0.10)
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_run_on_a_quantised_base_is_predicted_within_a_tenth(
+    lorasmith: Lorasmith, rows: Path, starter: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "wide"
+    shutil.copytree(starter, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "head_dim": 64}
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder, **sizes, num_attention_heads=12, num_key_value_heads=12)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    weights = 6 * (4 * 768 * 768 + 3 * 768 * 3072)
+    run = ("--model", folder, *RUN[2:-1], "training.max_steps=2", "--data", rows)
+    settings = ("training.quantization=nf4", "training.precision=fp32", "training.micro_batch_tokens=1024")
+    quantized = (*run, *(word for setting in settings for word in ("--set", setting)))
+    said = lorasmith("estimate", *quantized, "--measure-s", "1", "--json")
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout)
+    assert lorasmith("train", *quantized, "--name", "counter").returncode == 0
+    job = next((tmp_path / "home" / "jobs").iterdir())
+    result = json.loads((job / "result.json").read_text())
+    assert 4 * weights > 0.15 * result["peak_memory_bytes"]  # with the full base the bound would not hold
+    assert found["memory"]["peak_bytes"] == pytest.approx(result["peak_memory_bytes"], rel=0.10)
+    assert found["parameters"] + found["trainable_parameters"] == result["total_parameters"]
 
 
 @pytest.mark.slow  # two estimates of a minute each
@@ -102,9 +129,9 @@ def test_training_still_refuses_a_folder_without_weights(
         (("--model", "starter", "--data", "signatures", "--measure-s", "90"), 2, "at most 60 seconds, got 90"),
         (("--model", "starter", "--data", "signatures", "--set", "lora.rnk=8"), 2, "did you mean 'lora.rank'?"),
         (
-            ("--model", "starter", "--data", "signatures", "--set", "training.quantization=nf4"),
+            ("--model", "starter", "--data", "signatures", "--set", "training.processes=2"),
             2,
-            "a run with training.quantization=nf4 cannot be estimated yet",
+            "a run with training.processes=2 cannot be estimated yet",
         ),
     ],
 )

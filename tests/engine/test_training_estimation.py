@@ -17,6 +17,8 @@ import torch
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.data.tokenizing import tokenized
 from lorasmith.engine.lora.dropout import RowDropout
+from lorasmith.engine.lora.quantized import Quantization, quantize
+from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.families import pack_weights, read_decoder
 from lorasmith.engine.models.loading import load_model
 from lorasmith.engine.reporting import Reporter
@@ -32,13 +34,14 @@ from lorasmith.engine.training.estimation.memory import (
     save_steps,
 )
 from lorasmith.engine.training.estimation.prediction import Overheads, estimate_time, scaled
+from lorasmith.engine.training.estimation.random_model import tiled
 from lorasmith.engine.training.estimation.rehearsal import Unperformed, heap_growth
 from lorasmith.engine.training.estimation.run import read_material
 from lorasmith.engine.training.estimation.shape import Material, RunShape, records, shape_run
 from lorasmith.engine.training.estimation.skeleton import read_config
 from lorasmith.engine.training.estimation.suggestions import changes
 from lorasmith.engine.training.estimation.timing import Rates
-from lorasmith.engine.training.estimation.untouched import UntouchedDropout
+from lorasmith.engine.training.estimation.untouched import UntouchedDropout, UntouchedWeight
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.engine.training.run import adapted
 from lorasmith.errors import InvalidModel, JobFailed
@@ -98,6 +101,36 @@ def test_packing_is_counted_as_the_packed_model_has_it(shaped: Shaped, qwen2_fol
     assert estimate_memory(shape, Process(0, 0)).packed_bytes == 4 * elements
 
 
+@pytest.mark.parametrize(("name", "double"), [("nf4", True), ("fp4", False), ("int8", True)])
+def test_a_quantised_base_is_as_large_as_the_loaded_one(
+    shaped: Shaped, qwen2_folder: Path, name: Any, double: bool
+) -> None:
+    shape = shaped(quantization=name, double_quantization=double)
+    model, _ = adapted(load_model(qwen2_folder, quantization=shape.quantization), shape.lora, qwen2_folder)
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    assert shape.memory == "lean"
+    assert shape.weight_bytes == sum(parameter.nbytes for parameter in frozen) + quantized_bytes(model)
+    assert shape.parameters == sum(parameter.numel() for parameter in frozen) + quantized_elements(model)
+    shape.step_bytes = 0
+    memory = estimate_memory(shape, Process(0, 0))
+    assert memory.weights_bytes == shape.weight_bytes  # nothing is mapped or joined
+    embedding = 4 * 64 * shape.base.config.vocab_size  # is mapped while it is read, the largest tensor of the file
+    assert memory.loading_bytes == shape.weight_bytes + embedding
+
+
+@pytest.mark.parametrize("quantization", [Quantization("nf4"), Quantization("fp4", double=False), Quantization("int8")])
+@pytest.mark.parametrize("size", [(7, 13), (64, 96), (300, 4096)])
+def test_quantised_weights_that_were_never_read_have_the_size_of_real_ones(
+    quantization: Quantization, size: tuple[int, int]
+) -> None:
+    real = quantize(torch.randn(size), quantization)
+    assert UntouchedWeight(size, quantization).nbytes == real.nbytes
+    tile = quantize(torch.randn(1, 4096), replace(quantization, double=False))
+    noise = tiled(tile, size, double=quantization.double)
+    assert (noise.nbytes, noise.shape, noise.kind) == (real.nbytes, real.shape, real.kind)
+    assert noise.dequantize(torch.empty(size)).std().item() == pytest.approx(1, abs=0.4)
+
+
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
 def test_optimizer_state_is_as_large_as_the_real_one(name: Any) -> None:
     if name == "lion":
@@ -142,12 +175,16 @@ def test_the_token_store_is_as_large_as_the_one_that_a_run_makes(
     assert disk.peak_bytes > disk.token_store_bytes + disk.checkpoint_bytes
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"memory": "fast"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gradient_checkpointing": True}, {"memory": "fast"}, {"quantization": "nf4"}, {"quantization": "int8"}],
+    ids=lambda settings: next(iter(settings.values()), "plain"),
+)
 def test_a_rehearsed_step_has_the_workspace_of_the_real_one(
     shaped: Shaped, qwen2_folder: Path, settings: dict[str, Any]
 ) -> None:
     shape = shaped(**settings)
-    model, _ = adapted(load_model(qwen2_folder), shape.lora, qwen2_folder)
+    model, _ = adapted(load_model(qwen2_folder, quantization=shape.quantization), shape.lora, qwen2_folder)
     decoder = read_decoder(model)
     if shape.memory == "fast":
         pack_weights(decoder, model)
@@ -174,6 +211,9 @@ def test_a_run_through_peft_is_rehearsed_too(shaped: Shaped) -> None:
     with Unperformed():
         go_through(through_peft, prepared(through_peft, layers=2))  # through transformers, PEFT and autograd
     assert estimate_memory(through_peft, Process(0, 0)).weights_bytes == shape.weight_bytes  # nothing is joined
+    quantized = replace(shaped(quantization="nf4"), decoder=None, why_peft="asked for")
+    with Unperformed():
+        go_through(quantized, prepared(quantized, layers=2))
 
 
 THREE_AT_ONCE = """

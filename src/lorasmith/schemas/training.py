@@ -281,6 +281,11 @@ class TrainingSettings(BaseModel):
         return self.quantization != "none"
 
     @property
+    def memory_wanted(self) -> Literal["auto", "fast", "lean"]:
+        """A quantised base has no second layout."""
+        return "lean" if self.quantizes else self.memory
+
+    @property
     def needs_validation(self) -> str | None:
         """The name of a setting that looks at validation losses, or None."""
         return "early_stopping_patience" if self.early_stopping_patience else "keep_best" if self.keep_best else None

@@ -77,12 +77,8 @@ def queue_estimate(workbench: Workbench, spec: TrainingSpec, *, measuring_s: flo
 
 def check_predictable(spec: TrainingSpec) -> None:
     """Raise `InvalidSpec` for what the prediction does not model, rather than predict another run."""
-    training = spec.training
-    for what, asked in (
-        (f"training.quantization={training.quantization}", training.quantizes),
-        (f"training.processes={training.processes}", training.processes > 1),
-    ):
-        if asked:
-            raise InvalidSpec(
-                f"a run with {what} cannot be estimated yet", hint="leave it out: that estimate is the run without it"
-            )
+    if spec.training.processes > 1:
+        raise InvalidSpec(
+            f"a run with training.processes={spec.training.processes} cannot be estimated yet",
+            hint="leave it out: that estimate is the run without it",
+        )

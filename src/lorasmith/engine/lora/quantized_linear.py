@@ -28,11 +28,12 @@ class QuantizedLinear(nn.Linear):
         dtype: torch.dtype,
         stored: QuantizedWeight | None = None,
     ) -> None:
+        """`stored` is what the weight comes to, where that is known already."""
         nn.Module.__init__(self)  # nn.Linear's would make the weight
         self.read_full = read_full
         self.quantization = quantization
         self.weight = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-        self.stored = stored or quantize(read_full(), quantization)
+        self.stored = quantize(read_full(), quantization) if stored is None else stored
         self.out_features, self.in_features = self.stored.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)  # type: ignore[assignment]
 

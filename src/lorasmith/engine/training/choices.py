@@ -111,8 +111,7 @@ def choose_computation(
             batch_rows=choices.made.get(MICRO_BATCH, settings.batch_size),
             reason=str(reason),
         )
-    held_in_fewer_bits = settings.quantizes or choices.made.get("weights") == "stored"
-    wanted = "lean" if held_in_fewer_bits else settings.memory
+    wanted = "lean" if choices.made.get("weights") == "stored" else settings.memory_wanted
     copies_bytes = packing_bytes(decoder) * choices.devices.count
     memory = choices.once("memory", lambda: choose_memory(wanted, decoder.dtype, copies_bytes))
     if memory == "fast":

@@ -28,6 +28,7 @@ from lorasmith.engine.training.estimation.skeleton import (
     few_layers,
     fitted,
     lend_memory,
+    quantize_skeleton,
     shortened,
     skeleton,
 )
@@ -70,7 +71,7 @@ def available_bytes() -> int:
 
 def estimate_memory(shape: RunShape, process: Process) -> MemoryEstimate:
     frozen = shape.weight_bytes
-    mapped = shape.stored.mapped(shape.dtype)
+    mapped = shape.stored.mapped(shape.dtype) and shape.quantization is None
     packed = 0
     if shape.decoder is not None:
         layers, joined, head = matrix_bytes(shape.decoder)
@@ -84,7 +85,8 @@ def estimate_memory(shape: RunShape, process: Process) -> MemoryEstimate:
     step = shape.step_bytes or 0
     saving = max(0, state_bytes(shape) - shape.trained_elements * 4)  # in the place of the gradients
     training = frozen + packed + adapter + step + saving + process.libraries_bytes
-    loading = shape.weight_bytes + (0 if mapped else shape.stored.file_bytes)
+    read = shape.stored.largest_bytes if shape.quantization else shape.stored.file_bytes  # at once, beside its copy
+    loading = shape.weight_bytes + (0 if mapped else read)
     return MemoryEstimate(
         peak_bytes=process.resident_bytes + max(training, loading),
         process_bytes=process.resident_bytes,
@@ -162,6 +164,8 @@ def prepared(shape: RunShape, layers: int) -> Computation:
         lend_decoder_memory(decoder, packed=shape.memory == "fast")
         return shape.computation(decoder)
     base = skeleton(shortened(shape.base.config, layers), shape.dtype)
+    if shape.quantization:
+        quantize_skeleton(base, shape.quantization, shape.folder)
     model = adapted_skeleton(base, fitted(shape.lora, base))
     lend_memory(model)
     if settings.gradient_checkpointing:

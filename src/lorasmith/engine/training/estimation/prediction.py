@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
+from lorasmith.engine.lora.quantized import quantize
+from lorasmith.engine.lora.quantized_linear import quantized_elements
 from lorasmith.engine.models.precision import matrix_seconds
 from lorasmith.engine.training.estimation.memory import (
     Process,
@@ -24,6 +27,7 @@ from lorasmith.schemas.estimation import DiskEstimate, MemoryEstimate, TimeEstim
 
 LEAST_UNCERTAINTY = 0.15
 READ_SAMPLE_BYTES = 64 << 20
+QUANTISED_SAMPLE = torch.Size([1024, 1024])
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,16 @@ def read_seconds(folder: Path, file_bytes: int) -> float:
     with path.open("rb") as handle:
         read = len(handle.read(READ_SAMPLE_BYTES))
     return (time.perf_counter() - began) * file_bytes / read
+
+
+def quantising_seconds(shape: RunShape) -> float:
+    """Of the base while it is loaded, by how fast a part of its size is quantised now."""
+    if shape.quantization is None:
+        return 0.0
+    sample = torch.randn(QUANTISED_SAMPLE)
+    began = time.perf_counter()
+    quantize(sample, shape.quantization)
+    return (time.perf_counter() - began) * quantized_elements(shape.base) / sample.numel()
 
 
 def process_seconds() -> float:

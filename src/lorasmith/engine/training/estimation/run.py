@@ -20,6 +20,7 @@ from lorasmith.engine.training.estimation.prediction import (
     Prediction,
     predict,
     process_seconds,
+    quantising_seconds,
     read_seconds,
 )
 from lorasmith.engine.training.estimation.shape import Material, RunShape, shape_run
@@ -53,7 +54,8 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Estimate:
 
     report("phase", name="rehearse")
     shape = shape_run(material, spec)
-    overheads = Overheads(started_s + read_seconds(material.folder, shape.stored.file_bytes), drawing_s)
+    loading_s = read_seconds(material.folder, shape.stored.file_bytes) + quantising_seconds(shape)
+    overheads = Overheads(started_s + loading_s, drawing_s)
     disk_folder = Path(inputs.disk_folder)
     tried = candidates(material, shape, idle)
     report("phase", name="measure")
@@ -89,7 +91,7 @@ def touch_libraries(material: Material, spec: TrainingSpec) -> None:
     """Load what a run loads before it computes: the modules of the model, and the kernels that it is compared by."""
     AutoModelForCausalLM._model_mapping[type(material.config)]
     precision = choose_precision(spec.training.precision)
-    choose_memory(spec.training.memory, DTYPES[precision], 0)
+    choose_memory(spec.training.memory_wanted, DTYPES[precision], 0)
 
 
 def drawing_seconds(folder: Path) -> float:
@@ -156,10 +158,17 @@ def told(
         seed_formula_bytes=round(
             1e9
             * seed_training_vram_gb(
-                shape.parameters / 1e9, 8 * shape.dtype.itemsize, shape.lora.r, settings.batch_size, longest
+                shape.parameters / 1e9, weight_bits(shape), shape.lora.r, settings.batch_size, longest
             )
         ),
     )
+
+
+def weight_bits(shape: RunShape) -> int:
+    """Of a weight of the base's layers, as the formula counts them."""
+    if shape.quantization is None:
+        return 8 * shape.dtype.itemsize
+    return 8 if shape.quantization.kind == "int8" else 4
 
 
 def verdict(shape: RunShape, prediction: Prediction, suggestions: list[Suggestion]) -> tuple[str | None, str | None]:

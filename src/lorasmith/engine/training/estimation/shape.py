@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorasmith.engine.data.parts import RenderedPart, render_part
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.config import LoRAConfig, fit
+from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.attention import KEPT_TOKENS
 from lorasmith.engine.models.families import Decoder, NotPacked, packing_bytes, read_decoder
 from lorasmith.engine.models.precision import DTYPES, SPARE_SHARE, Memory, Precision, choose_memory, choose_precision
@@ -21,7 +23,13 @@ from lorasmith.engine.training.batches import StepPlan, plan_steps
 from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.choices import choose_compile
 from lorasmith.engine.training.computation import Computation, PeftComputation
-from lorasmith.engine.training.estimation.skeleton import StoredWeights, adapted_skeleton, skeleton, stored_weights
+from lorasmith.engine.training.estimation.skeleton import (
+    StoredWeights,
+    adapted_skeleton,
+    quantize_skeleton,
+    skeleton,
+    stored_weights,
+)
 from lorasmith.engine.training.estimation.untouched import UntouchedComputation
 from lorasmith.engine.training.loss import CompletionLoss
 from lorasmith.schemas.data import Example, TooLong
@@ -92,6 +100,11 @@ class RunShape:
         return DTYPES[self.precision]
 
     @property
+    def quantization(self) -> Quantization | None:
+        settings = self.spec.training
+        return Quantization.named(settings.quantization, settings.double_quantization)
+
+    @property
     def layers(self) -> int:
         return int(self.base.config.num_hidden_layers)
 
@@ -108,7 +121,7 @@ class RunShape:
 
     @property
     def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.base_parameters())
+        return sum(parameter.numel() for parameter in self.base_parameters()) + quantized_elements(self.base)
 
     def base_parameters(self) -> Iterator[torch.Tensor]:
         trained = {id(parameter) for parameter in trainable(self.model).values()}
@@ -116,8 +129,9 @@ class RunShape:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the frozen model in the dtype of the run."""
-        return sum(parameter.numel() * self.dtype.itemsize for parameter in self.base_parameters())
+        """Of the frozen model, quantised or in the dtype of the run."""
+        full = sum(parameter.numel() * self.dtype.itemsize for parameter in self.base_parameters())
+        return full + quantized_bytes(self.base)
 
     def computation(self, decoder: Decoder | None = None, model: PeftModel | None = None) -> Computation:
         """To be rehearsed, without compiled parts; of this run, or of another number of layers."""
@@ -159,8 +173,10 @@ def shape_run(material: Material, spec: TrainingSpec, like: RunShape | None = No
     part, validation = material.rows(spec, too_long)
     precision = choose_precision(settings.precision) if settings.precision != "auto" or not like else like.precision
     base = skeleton(material.config, DTYPES[precision])
-    lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
     stored = stored_weights(material.folder, material.config, base)
+    if quantization := Quantization.named(settings.quantization, settings.double_quantization):
+        quantize_skeleton(base, quantization, material.folder)
+    lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
     model = adapted_skeleton(base, lora)
     decoder, why_peft = None, None
     try:
@@ -199,7 +215,7 @@ def shape_run(material: Material, spec: TrainingSpec, like: RunShape | None = No
 def memory_mode(shape: RunShape, decoder: Decoder) -> Memory:
     """As the run chooses once its weights are loaded, which takes from what is free now."""
     extra = packing_bytes(decoder) + round(SPARE_SHARE * shape.weight_bytes)
-    return choose_memory(shape.spec.training.memory, decoder.dtype, extra)
+    return choose_memory(shape.spec.training.memory_wanted, decoder.dtype, extra)
 
 
 def growing_batches(computation: Computation, plan: StepPlan, rows: Sequence[RenderedExample]) -> list[list[int]]:

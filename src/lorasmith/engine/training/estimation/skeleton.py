@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import prod
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lorasmith.engine.lora.config import LoRAConfig, fit, pattern_of
+from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.families import Decoder
+from lorasmith.engine.models.quantized_loading import linears_to_quantize
 from lorasmith.engine.training.checkpoints import trainable
+from lorasmith.engine.training.estimation.untouched import UntouchedWeight
 from lorasmith.errors import InvalidModel
 from lorasmith.model_files import safetensors_header
 
@@ -28,6 +32,7 @@ class StoredWeights:
     """Bytes of the weights on disk by dtype; read from the headers, or from the config where there are no weights."""
 
     bytes_by_dtype: Mapping[torch.dtype, int]
+    largest_bytes: int  # of one tensor
 
     @property
     def file_bytes(self) -> int:
@@ -47,14 +52,18 @@ def read_config(folder: Path) -> Any:
 
 def stored_weights(folder: Path, config: Any, base: PreTrainedModel) -> StoredWeights:
     found: dict[torch.dtype, int] = {}
+    largest = 0
     for path in sorted(folder.glob("*.safetensors")):
         for entry in safetensors_header(path).values():
             dtype = STORED_DTYPES.get(entry["dtype"], torch.uint8)
-            found[dtype] = found.get(dtype, 0) + entry["data_offsets"][1] - entry["data_offsets"][0]
+            size = entry["data_offsets"][1] - entry["data_offsets"][0]
+            found[dtype] = found.get(dtype, 0) + size
+            largest = max(largest, size)
     if not found:
         dtype = getattr(config, "dtype", None) or torch.float32
-        found[dtype] = sum(parameter.numel() for parameter in base.parameters()) * dtype.itemsize
-    return StoredWeights(found)
+        sizes = [parameter.numel() * dtype.itemsize for parameter in base.parameters()]
+        found[dtype], largest = sum(sizes), max(sizes)
+    return StoredWeights(found, largest)
 
 
 def shortened(config: Any, layers: int) -> Any:
@@ -74,6 +83,21 @@ def skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     except (ValueError, KeyError) as error:
         raise InvalidModel(f"a {config.model_type!r} is no causal language model: {error}") from error
     return model
+
+
+def quantize_skeleton(base: PreTrainedModel, quantization: Quantization, folder: Path) -> None:
+    """Make its linear layers those of a quantised base, as `load_quantized_model` does; raises what that raises."""
+    for name, linear in linears_to_quantize(base, folder).items():
+        shape = linear.out_features, linear.in_features
+        with torch.device("meta"):
+            quantized = QuantizedLinear(
+                partial(torch.empty, shape),
+                linear.bias,
+                quantization,
+                linear.weight.dtype,
+                UntouchedWeight(shape, quantization),
+            )
+        base.set_submodule(name, quantized)
 
 
 def adapted_skeleton(base: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
@@ -118,5 +142,5 @@ def few_layers(decoder: Decoder, count: int) -> Decoder:
 def layer_weights(base: PreTrainedModel, layers: int) -> int:
     """Elements of the matrices of one decoder layer."""
     head = base.get_output_embeddings()
-    linear = [module.weight for module in base.modules() if isinstance(module, nn.Linear) and module is not head]
-    return sum(prod(weight.shape) for weight in linear) // layers
+    linear = [module for module in base.modules() if isinstance(module, nn.Linear) and module is not head]
+    return sum(module.in_features * module.out_features for module in linear) // layers

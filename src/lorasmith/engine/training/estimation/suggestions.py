@@ -50,7 +50,7 @@ def changes(shape: RunShape) -> list[Change]:
     if shape.decoder is not None:
         if shape.memory == "fast":
             found.append(Change({"training.memory": "lean"}, "one copy of the weights; the same update"))
-        elif settings.memory == "lean" and can_pack(shape.dtype):
+        elif settings.memory == "lean" and not settings.quantizes and can_pack(shape.dtype):
             found.append(Change({"training.memory": "fast"}, "two packed copies of the weights; the same update"))
         largest = min(settings.micro_batch_tokens, shape.plan.step_rows * longest)
         smaller = max(LEAST_MICRO_BATCH, largest // 4)

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.models.elementwise import EAGER, Elementwise
@@ -30,15 +29,11 @@ from lorasmith.engine.training.choices import Choices, choose_computation
 from lorasmith.engine.training.computation import Computation, PackedComputation
 from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.estimation.memory import available_bytes, optimizer_bytes
+from lorasmith.engine.training.estimation.random_model import Vocabulary, random_model
 from lorasmith.engine.training.estimation.rehearsal import heap_growth
 from lorasmith.engine.training.estimation.shape import RunShape
-from lorasmith.engine.training.estimation.skeleton import (
-    fitted,
-    layer_weights,
-    shortened,
-)
+from lorasmith.engine.training.estimation.skeleton import layer_weights
 from lorasmith.engine.training.optimizers import build_optimizer
-from lorasmith.engine.training.run import adapted
 from lorasmith.files import folder_size_bytes
 from lorasmith.schemas.training import TrainingSettings
 
@@ -48,7 +43,6 @@ MEASURED_SHARE = 0.3  # of the available memory, which measuring may take
 PROBE_FLOPS = 2 * 512 * 1024 * 2048  # of `matrix_seconds`
 REHEARSED_BATCHES = 3
 FIRST_SHARE = 0.15  # of the budget, which one measurement may take
-NOISE = torch.Size([1 << 20])
 
 
 @dataclass(frozen=True)
@@ -130,31 +124,6 @@ def small_model(shape: RunShape, tokenizer: PreTrainedTokenizerBase, folder: Pat
     return Small(layers, computation, one, model, rows, shape.base.config.vocab_size / vocabulary)
 
 
-def random_model(shape: RunShape, layers: int, vocabulary: int, folder: Path) -> PeftModel:
-    """So many layers of the run's shape, adapted as in the run."""
-    config = shortened(shape.base.config, layers)
-    config.vocab_size = vocabulary
-    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
-        setattr(config, name, None)  # they may lie beyond a smaller vocabulary
-    torch.manual_seed(0)
-    with no_init_weights():
-        base = AutoModelForCausalLM.from_config(config, dtype=shape.dtype)
-    fill(base)
-    lora = shape.lora if layers == shape.layers else fitted(shape.lora, base)
-    return adapted(base, replace(lora, init="default"), folder)[0]
-
-
-class Vocabulary:
-    """Of a tokenizer, what a computation asks for, cut to the size of the small model."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
-        self.pad_token_id = min(int(tokenizer.pad_token_id or 0), size - 1)
-        self.size = min(size, len(tokenizer))
-
-    def __len__(self) -> int:
-        return self.size
-
-
 def one_layer(computation: Any, settings: TrainingSettings) -> PackedComputation:
     """The same with the top layer alone."""
     decoder = computation.decoder.decoder
@@ -166,20 +135,6 @@ def one_layer(computation: Any, settings: TrainingSettings) -> PackedComputation
     )
     one.decoder.elementwise = computation.decoder.elementwise
     return one
-
-
-@torch.no_grad()
-def fill(model: torch.nn.Module) -> None:
-    """Weights of the usual size, from one block of noise: drawing billions would take longer than the measuring."""
-    noise = torch.randn(NOISE) * 0.02
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.fill_(1.0)
-            continue
-        flat = parameter.view(-1)
-        for start in range(0, len(flat), len(noise)):
-            part = flat[start : start + len(noise)]
-            part.copy_(noise[: len(part)])
 
 
 def chosen_batches(shape: RunShape, computation: Computation) -> list[list[int]]:

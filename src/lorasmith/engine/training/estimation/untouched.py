@@ -1,17 +1,20 @@
-"""A packed step to be rehearsed: its dropout masks are as large as in a run, and nobody draws them.
+"""What a step to be rehearsed has: dropout masks and quantised weights as large as in a run, and nobody draws or reads them.
 
-Drawn, the masks of a model that does not fit into memory would not fit either.
+Drawn and read, those of a model that does not fit into memory would not fit either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.dropout import Dropout
+from lorasmith.engine.lora.quantized import BLOCK, CHUNK, MAGNITUDE_BLOCK, Kind, Quantization
 from lorasmith.engine.models.packing import pack
 from lorasmith.engine.training.computation import PackedComputation
 
@@ -33,6 +36,52 @@ class UntouchedDropout:
 
     def of(self, lengths: Sequence[int]) -> Dropout:
         return UntouchedDropout(lengths)
+
+
+@dataclass(frozen=True)
+class UntouchedWeight:
+    """A quantised matrix (out, in) by its size: dequantising it takes room on top as in a run, and computes nothing."""
+
+    shape: tuple[int, int]
+    quantization: Quantization
+
+    @property
+    def kind(self) -> Kind:
+        return self.quantization.kind
+
+    @property
+    def blocks(self) -> int:
+        return -(-prod(self.shape) // BLOCK)
+
+    @property
+    def nbytes(self) -> int:
+        """Codes, and fp32 scales: of rows, of blocks, or of blocks of those."""
+        if self.kind == "int8":
+            return prod(self.shape) + 4 * self.shape[0]
+        if not self.quantization.double:
+            return BLOCK // 2 * self.blocks + 4 * self.blocks
+        return BLOCK // 2 * self.blocks + self.blocks + 4 * -(-self.blocks // MAGNITUDE_BLOCK) + 4  # and their mean
+
+    def dequantize(self, out: Tensor) -> Tensor:
+        """Each tensor lives as long as that of `Blocks.dequantize`: what stays too long leaves other holes in the heap."""
+        if self.kind == "int8":
+            return out
+        flat = out if prod(self.shape) % BLOCK == 0 else out.new_empty(BLOCK * self.blocks)
+        magnitudes = self.magnitudes()
+        indices = torch.empty(min(CHUNK, BLOCK // 2 * self.blocks), dtype=torch.int32)
+        room = None if flat.dtype == torch.float32 else torch.empty(2 * len(indices))
+        del magnitudes, room
+        return out
+
+    def magnitudes(self) -> Tensor | None:
+        """(blocks,), where they are not stored as they are."""
+        if not self.quantization.double:
+            return None
+        codes = torch.empty(self.blocks, dtype=torch.int32)
+        coarse = torch.empty(len(codes))
+        del codes
+        torch.empty(MAGNITUDE_BLOCK * -(-self.blocks // MAGNITUDE_BLOCK))  # their scales, repeated
+        return coarse
 
 
 class UntouchedComputation(PackedComputation):
