@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from tests.engine.small_jobs import counting_examples, write_examples
 from tests.teacher_stub import Stub, serving
@@ -38,6 +38,17 @@ def qwen2_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrained
     )
     folder = tmp_path_factory.mktemp("qwen2")
     Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bf16_folder(
+    tmp_path_factory: pytest.TempPathFactory, qwen2_folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """The tiny Qwen2 in 16 bits."""
+    folder = tmp_path_factory.mktemp("bf16")
+    AutoModelForCausalLM.from_pretrained(qwen2_folder, dtype=torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

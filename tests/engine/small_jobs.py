@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.run import run
@@ -74,3 +75,13 @@ def stop_and_resume(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         stop_at_step(5, patched)
         run_engine(folder)
     return run_engine(folder)
+
+
+def tie_ends(model_folder: Path, folder: Path) -> Path:
+    """A copy of a model whose output head is its embedding."""
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto")
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.config.tie_word_embeddings = True
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    return folder

@@ -17,7 +17,7 @@ import torch
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.data.tokenizing import tokenized
 from lorasmith.engine.lora.dropout import RowDropout
-from lorasmith.engine.lora.quantized import Quantization, quantize
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization, quantize
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.families import pack_weights, read_decoder
 from lorasmith.engine.models.loading import load_model
@@ -47,19 +47,19 @@ from lorasmith.engine.training.run import adapted
 from lorasmith.errors import InvalidModel, JobFailed
 from lorasmith.schemas.estimation import EstimateInputs, seed_training_vram_gb
 from lorasmith.schemas.training import TrainingSpec
-from tests.engine.small_jobs import run_engine
+from tests.engine.small_jobs import run_engine, tie_ends
 
 Shaped = Callable[..., RunShape]
 
 
 @pytest.fixture
 def material(training_job: Callable[..., Path], qwen2_folder: Path) -> Callable[..., tuple[TrainingSpec, Material]]:
-    def make(**settings: Any) -> tuple[TrainingSpec, Material]:
-        folder = training_job(qwen2_folder, f"run-{len(settings)}", **settings)
+    def make(base: Path = qwen2_folder, **settings: Any) -> tuple[TrainingSpec, Material]:
+        folder = training_job(base, f"run-{len(settings)}", **settings)
         order = json.loads((folder / "job.json").read_text())
         spec = TrainingSpec.model_validate(order["spec"])
         files = {name: order["inputs"][name] for name in ("train_file", "val_file", "model_name", "dataset_name")}
-        inputs = EstimateInputs(**files, model_folder=str(qwen2_folder), disk_folder=str(folder))
+        inputs = EstimateInputs(**files, model_folder=str(base), disk_folder=str(folder))
         return spec, read_material(spec, inputs)
 
     return make
@@ -118,14 +118,36 @@ def test_a_quantised_base_is_as_large_as_the_loaded_one(
     assert memory.loading_bytes == shape.weight_bytes + embedding
 
 
-@pytest.mark.parametrize("quantization", [Quantization("nf4"), Quantization("fp4", double=False), Quantization("int8")])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_base_in_the_16_bits_of_its_file_is_as_large_as_the_loaded_one(
+    material: Callable[..., tuple[TrainingSpec, Material]], bf16_folder: Path, tmp_path: Path, tied: bool
+) -> None:
+    folder = tie_ends(bf16_folder, tmp_path / "tied") if tied else bf16_folder
+    spec, found = material(folder, memory="lean")
+    shape = shape_run(found, spec)
+    model = load_model(folder, quantization=AS_STORED)
+    assert shape.quantization == AS_STORED
+    assert shape.weight_bytes == sum(parameter.nbytes for parameter in model.parameters()) + quantized_bytes(model)
+    converted = shape_run(
+        found, spec.model_copy(update={"training": spec.training.model_copy(update={"memory": "auto"})})
+    )
+    assert converted.quantization is None
+    assert shape.parameters == converted.parameters
+    assert {"training.memory": "lean"} in [change.values for change in changes(converted)]
+    assert shape_run(replace(found, folder=tmp_path), spec).weight_bytes == shape.weight_bytes  # from the config alone
+
+
+@pytest.mark.parametrize(
+    "quantization", [Quantization("nf4"), Quantization("fp4", double=False), Quantization("int8"), AS_STORED]
+)
 @pytest.mark.parametrize("size", [(7, 13), (64, 96), (300, 4096)])
 def test_quantised_weights_that_were_never_read_have_the_size_of_real_ones(
     quantization: Quantization, size: tuple[int, int]
 ) -> None:
-    real = quantize(torch.randn(size), quantization)
+    dtype = torch.bfloat16 if quantization == AS_STORED else torch.float32
+    real = quantize(torch.randn(size, dtype=dtype), quantization)
     assert UntouchedWeight(size, quantization).nbytes == real.nbytes
-    tile = quantize(torch.randn(1, 4096), replace(quantization, double=False))
+    tile = quantize(torch.randn(1, 4096, dtype=dtype), replace(quantization, double=False))
     noise = tiled(tile, size, double=quantization.double)
     assert (noise.nbytes, noise.shape, noise.kind) == (real.nbytes, real.shape, real.kind)
     assert noise.dequantize(torch.empty(size)).std().item() == pytest.approx(1, abs=0.4)
@@ -177,14 +199,24 @@ def test_the_token_store_is_as_large_as_the_one_that_a_run_makes(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"gradient_checkpointing": True}, {"memory": "fast"}, {"quantization": "nf4"}, {"quantization": "int8"}],
-    ids=lambda settings: next(iter(settings.values()), "plain"),
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"memory": "fast"},
+        {"quantization": "nf4"},
+        {"quantization": "int8"},
+        "half",
+    ],
+    ids=str,
 )
 def test_a_rehearsed_step_has_the_workspace_of_the_real_one(
-    shaped: Shaped, qwen2_folder: Path, settings: dict[str, Any]
+    material: Callable[..., tuple[TrainingSpec, Material]], qwen2_folder: Path, bf16_folder: Path, settings: Any
 ) -> None:
-    shape = shaped(**settings)
-    model, _ = adapted(load_model(qwen2_folder, quantization=shape.quantization), shape.lora, qwen2_folder)
+    folder = bf16_folder if settings == "half" else qwen2_folder
+    spec, found_material = material(folder, **({} if settings == "half" else settings))
+    shape = shape_run(found_material, spec)
+    assert (shape.quantization == AS_STORED) == (settings == "half")
+    model, _ = adapted(load_model(folder, quantization=shape.quantization), shape.lora, folder)
     decoder = read_decoder(model)
     if shape.memory == "fast":
         pack_weights(decoder, model)

@@ -21,22 +21,17 @@ from lorasmith.engine.models.loading import load_model, load_within_memory
 from lorasmith.engine.models.precision import Precision, choose_weights
 from lorasmith.engine.models.quantized_loading import half_bytes
 from lorasmith.engine.models.workspace import Workspace
-from tests.engine.small_jobs import assert_same_bits, events, run_engine, stop_and_resume
+from tests.engine.small_jobs import assert_same_bits, events, run_engine, stop_and_resume, tie_ends
 
 Job = Callable[..., Path]
 
 
-@pytest.fixture(scope="session", params=[torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def half_folder(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    qwen2_folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Path:
-    """The tiny Qwen2 in 16 bits."""
-    folder = tmp_path_factory.mktemp("half")
-    AutoModelForCausalLM.from_pretrained(qwen2_folder, dtype=request.param).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+@pytest.fixture(params=["bf16", "fp16"])
+def half_folder(request: pytest.FixtureRequest, bf16_folder: Path, tmp_path: Path) -> Path:
+    if request.param == "bf16":
+        return bf16_folder
+    folder = shutil.copytree(bf16_folder, tmp_path / "fp16")
+    AutoModelForCausalLM.from_pretrained(bf16_folder, dtype=torch.float16).save_pretrained(folder)
     return folder
 
 
@@ -97,17 +92,11 @@ def test_through_peft_they_are_the_same_too(half_folder: Path, training_job: Job
 def test_they_take_half_of_the_memory_and_tied_ends_are_held_once(
     half_folder: Path, tmp_path: Path, tied: bool
 ) -> None:
-    if tied:
-        full = AutoModelForCausalLM.from_pretrained(half_folder, dtype="auto")
-        full.lm_head.weight = full.model.embed_tokens.weight
-        full.config.tie_word_embeddings = True
-        full.save_pretrained(tmp_path)
-        shutil.copy(half_folder / "tokenizer.json", tmp_path)
-    folder = tmp_path if tied else half_folder
+    folder = tie_ends(half_folder, tmp_path / "tied") if tied else half_folder
     model: Any = load_model(folder, torch.float32, AS_STORED)
     embedding = model.model.embed_tokens.weight
     assert (model.lm_head.stored.values.data_ptr() == embedding.data_ptr()) == tied
-    assert quantized_bytes(model) + (0 if tied else embedding.nbytes) == half_bytes(folder)
+    assert quantized_bytes(model) + embedding.nbytes == half_bytes(folder)
     assert quantized_bytes(model) == 2 * quantized_elements(model)
     ids = torch.arange(3, 35).unsqueeze(0)
     with torch.no_grad():

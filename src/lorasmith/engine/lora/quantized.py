@@ -160,9 +160,10 @@ class Rows:
 
 @dataclass
 class AsStored:
-    """The values (out, in) of the file in its own dtype."""
+    """The values (out, in) of the file in its own dtype; `shared` with an embedding, whose they are."""
 
     values: Tensor
+    shared: bool = False
     kind: Literal["stored"] = "stored"
 
     @property
@@ -174,7 +175,7 @@ class AsStored:
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes
+        return 0 if self.shared else self.values.nbytes
 
 
 def quantize_rows(weight: Tensor) -> Rows:

@@ -16,8 +16,8 @@ class QuantizedLinear(nn.Linear):
     """x W^T + b; W is dequantised when it is used, in training and in evaluation alike, and never kept.
 
     `weight` has no elements, so that whatever would change it, such as a merge, fails instead of changing a copy.
-    `read_full` gets the weight (out, in) as it is on disk: some first weights of an adapter are made from it. `stored` is the
-    quantised weight where another layer has it already.
+    `read_full` gets the weight (out, in) as it is on disk: some first weights of an adapter are made from it. `stored` is
+    what it comes to, where that is known already.
     """
 
     def __init__(
@@ -28,7 +28,6 @@ class QuantizedLinear(nn.Linear):
         dtype: torch.dtype,
         stored: QuantizedWeight | None = None,
     ) -> None:
-        """`stored` is what the weight comes to, where that is known already."""
         nn.Module.__init__(self)  # nn.Linear's would make the weight
         self.read_full = read_full
         self.quantization = quantization
@@ -85,6 +84,5 @@ def quantized_bytes(model: nn.Module) -> int:
 
 def quantized_elements(model: nn.Module) -> int:
     """Weights that are no parameters of the model, as they are stored in fewer bits."""
-    return sum(
-        module.in_features * module.out_features for module in model.modules() if isinstance(module, QuantizedLinear)
-    )
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear) and module.stored.nbytes]
+    return sum(module.in_features * module.out_features for module in layers)

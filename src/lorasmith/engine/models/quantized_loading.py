@@ -98,7 +98,8 @@ def widen_ends(model: PreTrainedModel, dtype: torch.dtype) -> None:
     assert isinstance(embedding, nn.Embedding)
     if isinstance(head, nn.Linear):
         values, bias = head.weight.data, None if head.bias is None else head.bias.data.to(dtype)
-        widened = QuantizedLinear(lambda: values, bias, AS_STORED, dtype, AsStored(values))
+        stored = AsStored(values, shared=head.weight is embedding.weight)
+        widened = QuantizedLinear(lambda: values, bias, AS_STORED, dtype, stored)
         model.set_output_embeddings(widened)
     model.set_input_embeddings(WidenedEmbedding(embedding, dtype))
 

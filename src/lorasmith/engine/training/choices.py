@@ -17,7 +17,7 @@ from lorasmith.engine.data.rows import row_lengths
 from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.models.elementwise import can_compile
 from lorasmith.engine.models.families import Decoder, NotPacked, pack_weights, packing_bytes
-from lorasmith.engine.models.precision import Precision, choose_memory, choose_weights
+from lorasmith.engine.models.precision import Precision, Weights, choose_memory, choose_weights
 from lorasmith.engine.models.prefix_cache import PrefixCache
 from lorasmith.engine.models.quantized_loading import half_bytes
 from lorasmith.engine.models.workspace import retain_heap
@@ -77,10 +77,14 @@ def choose_base(choices: Choices, spec: TrainingSpec, precision: Precision, fold
     settings = spec.training
     if settings.quantizes:
         return Quantization.named(settings.quantization, settings.double_quantization)
-    untouched = not (spec.lora.use_dora or spec.lora.modules_to_save or moves_weight(spec.lora.init))
-    available = half_bytes(folder) if untouched else 0
-    weights = choices.once("weights", lambda: choose_weights(settings.memory, precision, available))
+    weights = choices.once("weights", lambda: weights_of(spec, precision, half_bytes(folder)))
     return AS_STORED if weights == "stored" else None
+
+
+def weights_of(spec: TrainingSpec, precision: Precision, available: int) -> Weights:
+    """Those of a base that is not quantised, and has so many bytes in 16 bits: DoRA measures it, other settings change it, in fp32."""
+    untouched = not (spec.lora.use_dora or spec.lora.modules_to_save or moves_weight(spec.lora.init))
+    return choose_weights(spec.training.memory, precision, available if untouched else 0)
 
 
 def choose_computation(

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.initialization import no_init_weights
 
 from lorasmith.engine.lora.quantized import (
+    AS_STORED,
     BLOCK,
+    AsStored,
     Blocks,
     Magnitudes,
     Quantization,
@@ -24,9 +26,9 @@ from lorasmith.engine.lora.quantized import (
     quantize_magnitudes,
 )
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
-from lorasmith.engine.models.quantized_loading import linears_to_quantize
+from lorasmith.engine.models.quantized_loading import linears_to_quantize, widen_ends
 from lorasmith.engine.training.estimation.shape import RunShape
-from lorasmith.engine.training.estimation.skeleton import fitted, shortened
+from lorasmith.engine.training.estimation.skeleton import fitted, narrow_ends, shortened
 from lorasmith.engine.training.run import adapted
 
 NOISE = torch.Size([1 << 20])
@@ -76,17 +78,25 @@ def fill(model: torch.nn.Module) -> None:
 def quantize_noise(model: PreTrainedModel, quantization: Quantization, folder: Path) -> None:
     """Linear layers of one block of quantised noise: quantising billions of weights would take longer than the measuring."""
     noise = torch.randn(1, NOISE.numel()) * 0.02
-    tile = quantize(noise, replace(quantization, double=False))
+    stored_as_is = quantization == AS_STORED
+    tile = quantize(noise.bfloat16() if stored_as_is else noise, replace(quantization, double=False))
     for name, linear in linears_to_quantize(model, folder).items():
         shape = linear.out_features, linear.in_features
         stored = tiled(tile, shape, double=quantization.double)
         read_full = partial(torch.empty, shape)  # what reads it, another start than `default`, is not measured
         model.set_submodule(name, QuantizedLinear(read_full, linear.bias, quantization, linear.weight.dtype, stored))
+    if stored_as_is:
+        computed_in = model.dtype
+        narrow_ends(model)
+        fill(model)
+        widen_ends(model, computed_in)
 
 
 def tiled(tile: QuantizedWeight, shape: tuple[int, int], *, double: bool) -> QuantizedWeight:
     """A weight (out, in) whose codes and scales are those of `tile`, again and again."""
     elements = prod(shape)
+    if isinstance(tile, AsStored):
+        return AsStored(again(tile.values, elements).view(shape))
     if isinstance(tile, Rows):
         return Rows(again(tile.codes, elements).view(shape), tile.scales.expand(shape[0], 1).contiguous())
     assert isinstance(tile, Blocks)

@@ -168,7 +168,7 @@ def weight_bits(shape: RunShape) -> int:
     """Of a weight of the base's layers, as the formula counts them."""
     if shape.quantization is None:
         return 8 * shape.dtype.itemsize
-    return 8 if shape.quantization.kind == "int8" else 4
+    return {"stored": 16, "int8": 8}.get(shape.quantization.kind, 4)
 
 
 def verdict(shape: RunShape, prediction: Prediction, suggestions: list[Suggestion]) -> tuple[str | None, str | None]:

@@ -14,14 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorasmith.engine.data.parts import RenderedPart, render_part
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.config import LoRAConfig, fit
-from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.attention import KEPT_TOKENS
-from lorasmith.engine.models.families import Decoder, NotPacked, packing_bytes, read_decoder
+from lorasmith.engine.models.families import FAMILIES, Decoder, NotPacked, packing_bytes, read_decoder
 from lorasmith.engine.models.precision import DTYPES, SPARE_SHARE, Memory, Precision, choose_memory, choose_precision
 from lorasmith.engine.training.batches import StepPlan, plan_steps
 from lorasmith.engine.training.checkpoints import trainable
-from lorasmith.engine.training.choices import choose_compile
+from lorasmith.engine.training.choices import choose_compile, weights_of
 from lorasmith.engine.training.computation import Computation, PeftComputation
 from lorasmith.engine.training.estimation.skeleton import (
     StoredWeights,
@@ -91,6 +91,7 @@ class RunShape:
     stored: StoredWeights
     decoder: Decoder | None
     why_peft: str | None
+    quantization: Quantization | None  # or how the base is held otherwise in fewer bits
     memory: Memory
     compiled: bool
     step_bytes: int | None = None  # once it has been rehearsed
@@ -100,9 +101,11 @@ class RunShape:
         return DTYPES[self.precision]
 
     @property
-    def quantization(self) -> Quantization | None:
-        settings = self.spec.training
-        return Quantization.named(settings.quantization, settings.double_quantization)
+    def could_stay_stored(self) -> bool:
+        """Whether `lean` would keep weights in 16 bits that this run makes fp32."""
+        lean = self.spec.model_copy(update={"training": self.spec.training.model_copy(update={"memory": "lean"})})
+        known = self.quantization is None and self.decoder is not None
+        return known and weights_of(lean, self.precision, self.stored.half_bytes) == "stored"
 
     @property
     def layers(self) -> int:
@@ -130,7 +133,7 @@ class RunShape:
     @property
     def weight_bytes(self) -> int:
         """Of the frozen model, quantised or in the dtype of the run."""
-        full = sum(parameter.numel() * self.dtype.itemsize for parameter in self.base_parameters())
+        full = sum(parameter.nbytes for parameter in self.base_parameters())
         return full + quantized_bytes(self.base)
 
     def computation(self, decoder: Decoder | None = None, model: PeftModel | None = None) -> Computation:
@@ -174,7 +177,11 @@ def shape_run(material: Material, spec: TrainingSpec, like: RunShape | None = No
     precision = choose_precision(settings.precision) if settings.precision != "auto" or not like else like.precision
     base = skeleton(material.config, DTYPES[precision])
     stored = stored_weights(material.folder, material.config, base)
-    if quantization := Quantization.named(settings.quantization, settings.double_quantization):
+    quantization = Quantization.named(settings.quantization, settings.double_quantization)
+    half = stored.half_bytes if material.config.model_type in FAMILIES else 0
+    if quantization is None and weights_of(spec, precision, half) == "stored":
+        quantization = AS_STORED
+    if quantization:
         quantize_skeleton(base, quantization, material.folder)
     lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
     model = adapted_skeleton(base, lora)
@@ -203,6 +210,7 @@ def shape_run(material: Material, spec: TrainingSpec, like: RunShape | None = No
         stored=stored,
         decoder=decoder,
         why_peft=why_peft,
+        quantization=quantization,
         memory="lean",
         compiled=False,
     )
@@ -215,7 +223,7 @@ def shape_run(material: Material, spec: TrainingSpec, like: RunShape | None = No
 def memory_mode(shape: RunShape, decoder: Decoder) -> Memory:
     """As the run chooses once its weights are loaded, which takes from what is free now."""
     extra = packing_bytes(decoder) + round(SPARE_SHARE * shape.weight_bytes)
-    return choose_memory(shape.spec.training.memory_wanted, decoder.dtype, extra)
+    return choose_memory("lean" if shape.quantization else shape.spec.training.memory, decoder.dtype, extra)
 
 
 def growing_batches(computation: Computation, plan: StepPlan, rows: Sequence[RenderedExample]) -> list[list[int]]:

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lorasmith.engine.lora.config import LoRAConfig, fit, pattern_of
-from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.families import Decoder
-from lorasmith.engine.models.quantized_loading import linears_to_quantize
+from lorasmith.engine.models.quantized_loading import ends_of, linears_to_quantize, widen_ends
 from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.estimation.untouched import UntouchedWeight
 from lorasmith.errors import InvalidModel
@@ -37,6 +37,10 @@ class StoredWeights:
     @property
     def file_bytes(self) -> int:
         return sum(self.bytes_by_dtype.values())
+
+    @property
+    def half_bytes(self) -> int:
+        return self.bytes_by_dtype.get(torch.bfloat16, 0) + self.bytes_by_dtype.get(torch.float16, 0)
 
     def mapped(self, dtype: torch.dtype) -> bool:
         """Whether the run reads them in place: what has its dtype already is mapped, not copied."""
@@ -79,7 +83,8 @@ def skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """The model on the meta device: modules and shapes, no weights."""
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            own = copy.deepcopy(config)  # which takes on the dtype; the file's own is asked for later
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(own, dtype=dtype)
     except (ValueError, KeyError) as error:
         raise InvalidModel(f"a {config.model_type!r} is no causal language model: {error}") from error
     return model
@@ -98,6 +103,16 @@ def quantize_skeleton(base: PreTrainedModel, quantization: Quantization, folder:
                 UntouchedWeight(shape, quantization),
             )
         base.set_submodule(name, quantized)
+    if quantization == AS_STORED:
+        narrow_ends(base)
+        widen_ends(base, base.dtype)
+
+
+def narrow_ends(model: PreTrainedModel) -> None:
+    """Put embedding and output head into 16 bits, as they are on disk."""
+    for end in ends_of(model):
+        if end is not None:
+            end.weight.data = end.weight.data.bfloat16()
 
 
 def adapted_skeleton(base: PreTrainedModel, lora: LoRAConfig) -> PeftModel:
