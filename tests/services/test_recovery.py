@@ -276,6 +276,39 @@ def test_a_folder_that_does_not_say_what_it_is_stays_and_is_named(home: Path) ->
     assert (home / "adapters" / "adapter_0").exists()
 
 
+KILLED_RECOVERY = """
+import os, signal, sys
+from pathlib import Path
+import lorasmith.services.recovery as recovery
+from lorasmith.settings import Settings
+setattr(recovery, sys.argv[2], lambda *paths: os.kill(os.getpid(), signal.SIGKILL))
+recovery.recover(Settings(home=Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("step", ["rebuild", "keep_aside", "put_in_place"])
+def test_a_recovery_that_is_killed_loses_nothing(step: str, small: Path) -> None:
+    before = all_rows(small)
+    shutil.rmtree(small / BACKUPS, ignore_errors=True)
+    overwrite("ix_jobs_status")(small / "lorasmith.db")
+    command = [sys.executable, "-c", KILLED_RECOVERY, str(small), step]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    recovery = recover(Settings(home=small))
+    assert recovery.from_database == {"jobs": 1, "models": 1}
+    assert all_rows(small) == before
+    assert list(small.glob(".staging-*")) == []
+
+
+def test_a_full_disk_may_be_read_without_the_copy_of_the_day(small_disk: Path) -> None:
+    home = small_disk / "home"
+    opened(home).models.engine.dispose()
+    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 60_000))
+    workbench = opened(home)
+    assert workbench.models.list() == []
+    workbench.models.engine.dispose()
+    assert backups(home) == []
+
+
 def test_nothing_is_made_again_beside_a_server(small: Path) -> None:
     with only_server(small), pytest.raises(Conflict, match="another server works on"):
         recover(Settings(home=small))

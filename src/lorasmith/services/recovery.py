@@ -5,9 +5,9 @@ What stands earlier in this list wins. Nothing is removed: the database that was
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from lorasmith.errors import Conflict, LorasmithError
-from lorasmith.files import folder_size_bytes, read_json
+from lorasmith.files import folder_size_bytes, read_json, scratch_folder
 from lorasmith.jobs.folder import EVENTS, ORDER, read_error, read_result
 from lorasmith.jobs.processes import engine_runs
 from lorasmith.schemas.adapters import Adapter
@@ -29,7 +29,7 @@ from lorasmith.services.jobs import verdict
 from lorasmith.services.server_lock import only_server
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
-from lorasmith.store.database_file import DATABASE_NAME, backups, problems, readable_rows, set_aside
+from lorasmith.store.database_file import DATABASE_NAME, backups, keep_aside, problems, put_in_place, readable_rows
 
 Row = Any  # of one of NOUNS
 NOUNS: dict[str, type[BaseModel]] = {
@@ -67,21 +67,33 @@ def recover(settings: Settings) -> Recovery:
         found = problems(database) if database.exists() else [f"{database} is gone"]
         whole = not found and not unreadable_documents(home)
         recovery = Recovery(problems=found, kept_aside=None, backup=None)
-        rows: dict[str, Row] = {}
-        if not whole:
-            with tempfile.TemporaryDirectory(dir=home) as scratch:
-                take(recovery, recovery.from_database, documents(database, Path(scratch)), rows, home)
-                for backup in backups(home):
-                    if not problems(backup):
-                        recovery.backup = str(backup)
-                        take(recovery, recovery.from_backup, documents(backup, Path(scratch)), rows, home)
-                        break
-            recovery.kept_aside = str(set_aside(database))
-        workbench = Workbench.open(settings, anew=not whole)
+        if whole:
+            rebuild(Workbench.open(settings), recovery)
+        else:
+            make_anew(home, recovery)
+    return recovery
+
+
+def make_anew(home: Path, recovery: Recovery) -> None:
+    """The new database is made beside the damaged one and takes its place when all of it is there: a crash loses nothing."""
+    database = home / DATABASE_NAME
+    rows: dict[str, Row] = {}
+    with scratch_folder(home) as scratch:
+        (scratch / "read").mkdir()
+        take(recovery, recovery.from_database, documents(database, scratch / "read"), rows, home)
+        for backup in backups(home):
+            if not problems(backup):
+                recovery.backup = str(backup)
+                take(recovery, recovery.from_backup, documents(backup, scratch / "read"), rows, home)
+                break
+        made = Workbench.open(Settings(home=scratch / "made"))
+        workbench = replace(made, home=home)
         for table, row in rows.values():
             store(workbench, table, row)
         rebuild(workbench, recovery)
-    return recovery
+        made.models.engine.dispose()
+        recovery.kept_aside = str(keep_aside(database))
+        put_in_place(scratch / "made" / DATABASE_NAME, database)
 
 
 def refuse_running(home: Path) -> None:
@@ -92,8 +104,8 @@ def refuse_running(home: Path) -> None:
 
 def unreadable_documents(home: Path) -> list[str]:
     """Rows that are no longer what they were, though SQLite finds nothing wrong with their pages."""
-    with tempfile.TemporaryDirectory(dir=home) as scratch:
-        return [table for table, _, row in documents(home / DATABASE_NAME, Path(scratch)) if row is None]
+    with scratch_folder(home) as scratch:
+        return [table for table, _, row in documents(home / DATABASE_NAME, scratch) if row is None]
 
 
 def documents(database: Path, scratch: Path) -> Iterator[tuple[str, str, Row]]:
@@ -148,7 +160,15 @@ def rebuild(workbench: Workbench, recovery: Recovery) -> None:
                 continue
             try:
                 made.append(make(workbench, folder))
-            except (LorasmithError, ValidationError, LookupError, TypeError, OSError) as error:
+            except (
+                LorasmithError,
+                ValidationError,
+                LookupError,
+                TypeError,
+                AttributeError,
+                ValueError,
+                OSError,
+            ) as error:
                 recovery.left_out.append(f"{folder}: {str(error).splitlines()[0]}")
         for row in sorted(made, key=lambda row: row.created_at, reverse=True):
             store(workbench, table, row)

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from lorasmith.errors import Busy, Conflict
+from lorasmith.errors import Busy, Conflict, DiskFull
 from lorasmith.files import disk_full, only_one_process
 from lorasmith.store.database_file import DATABASE_NAME, back_up, backup_due, damaged, is_damage
 
@@ -71,28 +71,31 @@ class EvaluationRecord(Record):
     __tablename__ = "evaluations"
 
 
-def open_database(home: Path, *, anew: bool = False) -> Engine:
+def open_database(home: Path) -> Engine:
     """Connect, in WAL mode, and bring the schema to the newest revision. A copy is kept before that, and once a day.
 
-    Raises `DamagedDatabase` for a file that is not a whole database, and, unless `anew`, where there is none beside the folders
-    that it listed.
+    Raises `DamagedDatabase` for a file that is not a whole database, and where there is none beside the folders that it listed.
     """
     home.mkdir(parents=True, exist_ok=True)
     engine = connect(home)
     with database_errors(engine):
         if current_revision(engine) != HEAD_REVISION or backup_due(home):
             with only_one_process(home / MIGRATION_LOCK):
-                prepare(engine, home, anew)
+                prepare(engine, home)
     return engine
 
 
-def prepare(engine: Engine, home: Path, anew: bool) -> None:
+def prepare(engine: Engine, home: Path) -> None:
     """What is due, if no other process has done it meanwhile."""
     revision = current_revision(engine)
-    if revision is None and not anew and any(next(home.glob(kept), None) for kept in KEPT_FOLDERS):
+    if revision is None and any(next(home.glob(kept), None) for kept in KEPT_FOLDERS):
         raise damaged(home / DATABASE_NAME, "it lists nothing, and there are folders that it listed")
     if revision is not None and (revision != HEAD_REVISION or backup_due(home)):
-        back_up(home / DATABASE_NAME)
+        try:
+            back_up(home / DATABASE_NAME)
+        except DiskFull:
+            if revision != HEAD_REVISION:
+                raise  # else the full disk may still be read; `lorasmith doctor` says how old the newest copy is
     if revision != HEAD_REVISION:
         migrate(engine)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import time
@@ -87,17 +88,29 @@ def back_up(database: Path) -> Path:
     return target
 
 
-def set_aside(database: Path) -> Path:
-    """Move a database and what belongs to it into a folder of its own."""
+def keep_aside(database: Path) -> Path:
+    """A folder with the database and what belongs to it, under further names of the same files: nothing is moved yet."""
     folder = database.parent / "damaged" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     with disk_errors(folder):
         folder.mkdir(parents=True)
-        for suffix in (*BESIDE, ""):  # the database last: what is left behind by a crash belongs to it
-            path = database.with_name(database.name + suffix)
+        for path in (database.with_name(database.name + suffix) for suffix in ("", *BESIDE)):
             if path.exists():
-                path.rename(folder / path.name)
-        fsync_folder(database.parent)
+                try:
+                    os.link(path, folder / path.name)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, folder / path.name)
+        fsync_folder(folder)
     return folder
+
+
+def put_in_place(made: Path, database: Path) -> None:
+    """Make `made`, which nobody has open, the database. A crash leaves the one or the other."""
+    with closing(sqlite3.connect(made)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for suffix in BESIDE:
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+    made.replace(database)
+    fsync_folder(database.parent)
 
 
 def readable_rows(database: Path, tables: tuple[str, ...], scratch: Path) -> Iterator[tuple[str, str]]:
