@@ -36,8 +36,10 @@ HEADERS = ("train", "--model", "starter", "--data", "signatures", "--preset", "t
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # on a busy machine, two threads that wait for each other take ten times as long
 
 
-SLOW = {  # half a minute and more; getting-started.md and README.md are as long, and a stranger's first
+SLOW = {  # half a minute and more; README.md is as long, and a stranger's first
     "docs/concepts/adapter.md",
+    "docs/concepts/job.md",
+    "docs/getting-started.md",
     "docs/guides/bring-your-data.md",
     "docs/guides/estimate.md",
     "docs/guides/export.md",

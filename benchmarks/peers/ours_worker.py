@@ -12,14 +12,14 @@ import torch
 from peft import PeftConfig, PeftModel
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.lora.quantized import AS_STORED
 from lorasmith.engine.models.elementwise import can_compile
 from lorasmith.engine.models.families import pack_weights
 from lorasmith.engine.models.loading import load_model
-from lorasmith.engine.models.precision import DTYPES, choose_precision
+from lorasmith.engine.models.precision import DTYPES, choose_precision, choose_weights
+from lorasmith.engine.models.quantized_loading import half_bytes
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.training.computation import PackedComputation, checked_decoder
-
-MICRO_BATCH_TOKENS = 4096
 
 
 def main() -> None:
@@ -28,7 +28,9 @@ def main() -> None:
         torch.set_num_threads(settings["threads"])
     precision = choose_precision(settings["precision"])
     retain_heap()
-    base = load_model(Path(settings["model"]), DTYPES[precision])
+    folder = Path(settings["model"])
+    weights = choose_weights(settings["memory"], precision, half_bytes(folder))
+    base = load_model(folder, DTYPES[precision], AS_STORED if weights == "stored" else None)
     config = PeftConfig.from_pretrained(settings["adapter"])
     config.lora_dropout = settings["dropout"]
     model = PeftModel.from_pretrained(base, settings["adapter"], config=config, is_trainable=True)
@@ -36,7 +38,7 @@ def main() -> None:
     if settings["memory"] == "fast":
         pack_weights(decoder, model)
     computation = PackedComputation(
-        decoder, seed=settings["seed"], micro_batch_tokens=MICRO_BATCH_TOKENS, compiled=can_compile()
+        decoder, seed=settings["seed"], micro_batch_tokens=settings["micro_batch_tokens"], compiled=can_compile()
     )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"], weight_decay=0.0, fused=True)
@@ -53,7 +55,7 @@ def main() -> None:
     answer = {
         "library": "lorasmith",
         "versions": {name: version(name) for name in ("lorasmith", "torch", "transformers", "peft")},
-        "resolved": {"threads": torch.get_num_threads(), "memory": settings["memory"]},
+        "resolved": {"threads": torch.get_num_threads(), "memory": settings["memory"], "weights": weights},
         "steps": steps,
         "load_seconds": load_seconds,
         "peak_bytes": protocol.peak_bytes(),

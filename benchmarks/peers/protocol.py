@@ -28,7 +28,8 @@ Settings; those marked "peers" or "ours" are absent for the others:
     dropout                 LoRA dropout, 0.0 or 0.05
     learning_rate           2e-4; constant, no warm-up, AdamW (0.9, 0.999, 1e-8), weight decay 0, no clipping, float32 LoRA
     seed                    int, for the dropout masks
-    memory                  ours only: "fast" (packed copies of the weights) or "lean"
+    memory                  ours only: "fast" (packed copies of the weights) or "lean" (as they are in the file)
+    micro_batch_tokens      ours only: tokens that are computed at once
 
 Answer:
 

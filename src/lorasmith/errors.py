@@ -69,6 +69,13 @@ class Busy(LorasmithError):
     code = "busy"
 
 
+class DamagedDatabase(LorasmithError):
+    """The database file is not whole, or is gone while the folders that it lists are there."""
+
+    http_status = 503
+    code = "damaged_database"
+
+
 class Unauthorized(LorasmithError):
     """The REST API was called without a valid token or session."""
 
@@ -116,8 +123,14 @@ class Changed(LorasmithError):
 
 
 class DiskFull(LorasmithError):
+    """`needed_bytes`: with no more free bytes than these it would fail again."""
+
     http_status = 507
     code = "disk_full"
+
+    def __init__(self, message: str, *, hint: str | None = None, needed_bytes: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.needed_bytes = needed_bytes
 
 
 class MissingExtra(LorasmithError):

@@ -80,10 +80,11 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def disk_full(path: Path) -> DiskFull:
     folder = existing_parent(path)
-    free_mb = shutil.disk_usage(folder).free / 1e6
+    free = shutil.disk_usage(folder).free
     return DiskFull(
-        f"the disk is full: writing below {folder} failed with {free_mb:.0f} MB free",
+        f"the disk is full: writing below {folder} failed with {free / 1e6:.0f} MB free",
         hint="free some space, or choose another place with --home",
+        needed_bytes=free,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from lorasmith.errors import InvalidSpec
 DEFAULT_PORT = 8420
 PASSWORD_VARIABLE = "LORASMITH_PASSWORD"
 SHORTEST_PASSWORD = 8  # characters
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class ServerSettings:
 
     `allowed_hosts` are further names in the Host header, `allowed_origins` further pages that may call, `import_roots`
     the folders below which the API may name local model folders, `worker_cores` what the server's own worker may use
-    (None: it has none).
+    (None: it has none). `root_path` is the path below which a proxy shows the server, `/x` or empty; `tls_cert` and `tls_key`
+    are PEM files, with which it speaks HTTPS.
     """
 
     host: str = "127.0.0.1"
@@ -45,8 +48,15 @@ class ServerSettings:
     max_body_bytes: int = 1024**2
     max_upload_bytes: int = 20 * 1024**3
     worker_cores: int | None = None
+    root_path: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
     def __post_init__(self) -> None:
+        if not ROOT_PATH.fullmatch(self.root_path):
+            raise InvalidSpec(f"a root path is like /x or /x/y, without a / at its end, got {self.root_path!r}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidSpec("TLS needs a certificate and its key", hint="give both --tls-cert and --tls-key")
         if self.password is not None and len(self.password) < SHORTEST_PASSWORD:
             raise InvalidSpec(
                 f"the password must have at least {SHORTEST_PASSWORD} characters, got {len(self.password)}"
@@ -74,6 +84,9 @@ class ServerSettings:
         password: str | None,
         environment: MutableMapping[str, str] = os.environ,
         worker_cores: int | None = None,
+        root_path: str = "",
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
     ) -> ServerSettings:
         """The password is taken out of the environment, which engine processes inherit."""
         from_environment = environment.pop(PASSWORD_VARIABLE, None)
@@ -89,6 +102,9 @@ class ServerSettings:
             ),
             max_upload_bytes=byte_count(environment, "LORASMITH_MAX_UPLOAD_BYTES", cls.max_upload_bytes),
             worker_cores=worker_cores,
+            root_path=root_path,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from starlette.testclient import TestClient
 
-from lorasmith.schemas.data import Dataset
+from lorasmith.schemas.data import Dataset, LedgerLine
 from lorasmith.schemas.jobs import JobKind, JobStatus
 from lorasmith.services.jobs import create_job
 from lorasmith.services.workbench import Workbench
@@ -122,35 +122,14 @@ def test_the_ledger_says_what_became_of_each_row(client: TestClient, add_dataset
     assert [line["fate"] for line in lines] == ["kept"] * 10 + ["exact_duplicate"] * 10
     duplicates = client.get(f"{DATASETS}/sums/ledger", params={"fate": "exact_duplicate"}).json()["data"]
     assert [line["duplicate_of_row"] for line in duplicates] == list(range(1, 11))
-
-
-def test_another_split_is_a_new_version_under_the_name(client: TestClient, add_dataset: Add) -> None:
-    before = add_dataset("sums", rows(200))
-    answer = client.post(f"{DATASETS}/sums/split", json={"split": [0.5, 0.25, 0.25]})
-    assert answer.status_code == 201, answer.text
-    after = client.get(answer.headers["location"]).json()
-    assert after["id"] != before.id
-    assert 80 < after["part_sizes"]["train"] < 120
-    assert client.get(f"{DATASETS}/sums").json()["id"] == after["id"]
-    assert client.get(f"{DATASETS}/sums@{before.sha256[:12]}").json()["id"] == before.id
-    assert [one["id"] for one in client.get(DATASETS).json()["data"]] == [after["id"]]
-    both = client.get(DATASETS, params={"versions": True, "name": "sums"}).json()["data"]
-    assert [one["id"] for one in both] == [after["id"], before.id]
-    again = client.post(f"{DATASETS}/sums/split", json={"split": [0.5, 0.25, 0.25]})
-    assert (again.status_code, again.json()["id"]) == (200, after["id"])
-
-
-def test_a_split_that_makes_no_sense_is_refused(client: TestClient, add_dataset: Add) -> None:
-    add_dataset("sums")
-    for asked in (
-        {},
-        {"split": [0.5, 0.5, 0.5]},
-        {"split": None},
-        {"exact": True, "stratify": "label"},
-        {"split": [1]},
-    ):
-        assert client.post(f"{DATASETS}/sums/split", json=asked).status_code == 422, asked
-    assert len(client.get(DATASETS, params={"versions": True}).json()["data"]) == 1
+    sent = client.get(f"{DATASETS}/sums/ledger/file")
+    assert [LedgerLine.model_validate_json(line) for line in sent.text.splitlines()] == [
+        LedgerLine.model_validate(line) for line in lines
+    ]
+    assert sent.headers["content-disposition"].endswith('-ledger.jsonl"')
+    refused = client.get(f"{DATASETS}/sums/ledger", params={"fate": "cut"})
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "rows are cut when a model is trained on them"
 
 
 def test_validating_finds_changed_files_and_unwanted_rows(

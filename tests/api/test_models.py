@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -66,16 +67,30 @@ def test_a_link_does_not_lead_out_of_its_root(client: TestClient, settings: Serv
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
+class Payload:
+    """Runs when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.canary,)
+
+
 @pytest.mark.parametrize("file_name", ["pytorch_model.bin", "model.pt"])
-def test_pickled_weights_are_refused(
-    file_name: str, client: TestClient, settings: ServerSettings, starter: Path
+def test_weights_that_can_run_code_are_refused_unread(
+    file_name: str, client: TestClient, settings: ServerSettings, starter: Path, tmp_path: Path
 ) -> None:
-    folder = settings.import_roots[0] / "pickled"
+    folder, canary = settings.import_roots[0] / "downloaded", tmp_path / "canary"
     shutil.copytree(starter, folder)
-    (folder / "model.safetensors").rename(folder / file_name)
-    answer = client.post(MODELS, json={"folder": "pickled"})
+    (folder / "model.safetensors").unlink()
+    (folder / file_name).write_bytes(pickle.dumps(Payload(canary)))
+    answer = client.post(MODELS, json={"folder": "downloaded"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_model")
-    assert "pickle" in answer.json()["detail"]
+    assert answer.json()["detail"].endswith("has its weights in pickle files, which can run code when loaded")
+    assert not canary.exists()
+    pickle.loads((folder / file_name).read_bytes())
+    assert canary.exists(), "it would have run"
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,6 @@ def test_a_failed_job_has_an_error(sdk: OpenAI, workbench: Workbench, examples: 
     error = sdk.fine_tuning.jobs.retrieve(job.id).error
     assert error is not None
     assert (error.code, error.message) == ("non_finite", "the loss is not finite")
+    with pytest.raises(openai.ConflictError, match="is failed, so it cannot cancel"):
+        sdk.fine_tuning.jobs.cancel(job.id)
+    assert sdk.fine_tuning.jobs.retrieve(job.id).error == error

@@ -129,6 +129,19 @@ def test_what_waits_is_paused_resumed_and_cancelled(client: TestClient, queue: M
         assert status() == "cancelled"
 
 
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.COMPLETED])
+def test_what_has_ended_is_not_cancelled(
+    client: TestClient, workbench: Workbench, queue: Makes, status: JobStatus
+) -> None:
+    path = f"{V1}/jobs/{queue()['id']}"
+    set_status(workbench, path.rpartition("/")[2], status)
+    before = client.get(path).json()
+    answer = client.delete(path)
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert f"is {status}, so it cannot cancel" in answer.json()["detail"]
+    assert client.get(path).json() == before
+
+
 def test_a_copy_has_its_own_fields_and_name(client: TestClient, queue: Makes) -> None:
     made = queue(name="mine", lora_config={"rank": 4})
     answer = client.post(f"{V1}/jobs/{made['id']}/clone", json={"lora_config": {"r": 8}, "priority": 1})

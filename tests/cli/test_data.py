@@ -123,7 +123,8 @@ def test_wrong_names_parts_and_fates_are_refused(home: Path) -> None:
         "--part must be train, val or test, got 'trian'; did you mean 'train'?"
     )
     assert error_of(home, "ledger", "support", "--fate", "reject").message == (
-        "--fate must be kept, changed, cut, exact_duplicate, near_duplicate, leaks, rejected, got 'reject'; did you mean 'rejected'?"
+        "--fate must be kept, changed, exact_duplicate, near_duplicate, leaks, rejected, cut, split, dropped, refused, "
+        "got 'reject'; did you mean 'rejected'?"
     )
     error = error_of(home, "show", "suport")
     assert isinstance(error, NotFound)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lorasmith.cli.data_labels import print_row
-from lorasmith.schemas.data import FailedCheck, LabelledExample, LabelledRow, LabelledToken
+from lorasmith.schemas.labels import FailedCheck, LabelledExample, LabelledRow, LabelledToken
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -6,15 +6,26 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from lorasmith.api.server import check_certificate
+from lorasmith.errors import InvalidSpec, NotFound
+from lorasmith.settings import ServerSettings
 
 Lorasmith = Callable[..., subprocess.CompletedProcess[str]]
 Serve = Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]]
@@ -108,6 +119,70 @@ def test_a_short_password_is_refused(lorasmith: Lorasmith) -> None:
     refused = lorasmith("serve", "--password-stdin", stdin="short\n")
     assert refused.returncode == 2
     assert "the password must have at least 8 characters, got 5" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`cert.pem` of localhost, signed by itself, with `key.pem`; `other.pem` and `locked.pem` are keys that do not fit it."""
+    folder = tmp_path_factory.mktemp("tls")
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    key, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    locked = BestAvailableEncryption(b"secret")
+    for file_name, one, lock in (
+        ("key", key, NoEncryption()),
+        ("other", other, NoEncryption()),
+        ("locked", key, locked),
+    ):
+        (folder / f"{file_name}.pem").write_bytes(one.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock))
+    return folder / "cert.pem"
+
+
+def test_a_server_speaks_https_below_the_path_of_a_proxy(serve: Serve, certificate: Path, lorasmith: Lorasmith) -> None:
+    tls = ("--tls-cert", str(certificate), "--tls-key", str(certificate.with_name("key.pem")))
+    process, said = serve("--host", "localhost", "--root-path", "/lora", *tls)
+    url = said["url"]
+    assert url.startswith("https://localhost:")
+    with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=str(certificate))) as client:
+        token = lorasmith("api-token").stdout.strip()
+        answer = client.post("/lora/api/v1/login", json={"password": token}, headers={"Origin": url})
+        assert answer.status_code == 200
+        assert {"Secure", "HttpOnly", "Path=/lora"} <= set(answer.headers["set-cookie"].split("; "))
+        added = client.post(
+            "/lora/api/v1/finetune/models", json={"hub_id": "org/tiny"}, headers={"X-Lorasmith-Request": "1"}
+        )
+        assert added.status_code == 201
+        assert added.headers["location"].startswith("/lora/api/v1/finetune/models/model_")
+        assert client.get(added.headers["location"]).json()["hub_id"] == "org/tiny"
+        assert client.get("/lora/healthz", headers={"Host": "evil.example"}).status_code == 403
+        assert client.get("/lora/healthz", headers={"Origin": "https://evil.example"}).status_code == 403
+    with pytest.raises(httpx.ConnectError, match="self-signed certificate"):
+        httpx.get(f"{url}/healthz")
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(f"{url.replace('https', 'http')}/healthz")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+
+
+def test_a_certificate_that_cannot_be_used_is_refused(certificate: Path, tmp_path: Path) -> None:
+    """Called as the command calls it, without a process for each."""
+    key = certificate.with_name("key.pem")
+    check_certificate(certificate, key)
+    for wrong, message in (("other.pem", "mismatch"), ("locked.pem", "is encrypted"), ("cert.pem", "cannot be used")):
+        with pytest.raises(InvalidSpec, match=message):
+            check_certificate(certificate, certificate.with_name(wrong))
+    with pytest.raises(NotFound, match="no file"):
+        check_certificate(certificate, tmp_path / "none.pem")
+    with pytest.raises(InvalidSpec, match="TLS needs a certificate and its key"):
+        ServerSettings(tls_cert=certificate)
 
 
 def test_a_rotated_token_is_another(lorasmith: Lorasmith) -> None:

@@ -1,9 +1,9 @@
-"""Tiny causal LMs of several families, built from a config with the starter's tokenizer, and a starter job."""
+"""Tiny causal LMs of several families, built from a config with the starter's tokenizer, a starter job, and a teacher."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from tests.engine.small_jobs import counting_examples, write_examples
+from tests.teacher_stub import Stub, serving
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +87,9 @@ def training_job(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with serving(Stub()) as started:
+        yield started

@@ -10,7 +10,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from lorasmith.engine.data.labels import labelled_row, stop_ids
 from lorasmith.engine.data.truncation import Rendering, fit
 from lorasmith.engine.models.loading import eos_token_ids, load_model
-from lorasmith.schemas.data import Example, LabelledRow, LabelSpec
+from lorasmith.schemas.data import Example
+from lorasmith.schemas.labels import LabelledRow, LabelSpec
 from tests.engine.chat_templates import conversation
 
 LONG = conversation(("user", "Old? " * 10), ("assistant", "Old."), ("user", "New?"), ("assistant", "Yes. " * 10))

@@ -7,7 +7,6 @@ import json
 import random
 import socket
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -21,15 +20,9 @@ from lorasmith.engine.teachers.limits import Bucket, Budget, BudgetSpent, RateLi
 from lorasmith.engine.teachers.teacher import Stopping, Teacher
 from lorasmith.errors import Conflict, InvalidData, TeacherFailed
 from lorasmith.schemas.teachers import Answered, Reach, TeacherSpec
-from tests.teacher_stub import KEY, Reply, Rule, Stub, completion, error, serving
+from tests.teacher_stub import KEY, Reply, Rule, Stub, completion, error
 
 LOCAL = Reach(loopback=True)
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with serving(Stub()) as started:
-        yield started
 
 
 def spec_for(stub: Stub, **fields: Any) -> TeacherSpec:

@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.data.tokenizing import tokenized
 from lorasmith.engine.lora.dropout import RowDropout
 from lorasmith.engine.lora.quantized import Quantization, quantize
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.families import pack_weights, read_decoder
 from lorasmith.engine.models.loading import load_model
+from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.computation import PackedComputation
 from lorasmith.engine.training.estimation.memory import (
     Process,
@@ -159,6 +161,18 @@ def test_a_checkpoint_and_the_disk_are_as_large_as_measured(
     assert weights[0] == pytest.approx(disk.checkpoint_bytes, rel=0.35)  # headers: 14 tensors of 256 numbers
     assert 0 < weights[0] - disk.checkpoint_bytes < 40_000
     assert save_steps(shape) == [2, 4, 6]
+
+
+def test_the_token_store_is_as_large_as_the_one_that_a_run_makes(
+    material: Callable[..., tuple[TrainingSpec, Material]], tmp_path: Path
+) -> None:
+    spec, found = material(max_seq_length=34, too_long="right")
+    disk = estimate_disk(shape_run(found, spec), tmp_path)
+    for part in ("train", "val"):
+        tokenized(tmp_path / f"{part}.jsonl", tmp_path / "tokens", found.tokenizer, found.stop_ids, Reporter(tmp_path))
+    written = sum(path.stat().st_size for path in (tmp_path / "tokens").glob("*/*.bin"))
+    assert disk.token_store_bytes == written
+    assert disk.peak_bytes > disk.token_store_bytes + disk.checkpoint_bytes
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tests.engine.conftest import qwen2_folder, tokenizer  # noqa: F401  # fixtu
 from tests.faults.invariants import all_is_done, outcome, whole_at_any_time
 
 MOST_SESSIONS = 6
-SEED, SAMPLED = 20_26, 20  # hits beyond the first
+SEED, SAMPLED = 20_26, 20  # points at a hit beyond the first
 
 # Steps that nobody reaches who was not killed before; several are ordered together, each happens once.
 AFTER = {
@@ -31,6 +31,16 @@ AFTER = {
     "job.queued-again": "train.step",
     "train.resumed": "train.saved",
 }
+OF_THE_WORKER = (
+    "job.claimed",
+    "job.started",
+    "job.begun",
+    "job.phase",
+    "job.ended",
+    "outcome.added",
+    "job.concluded",
+    "job.released",
+)
 SHORT = (
     "import.committed",
     "tokens.appended",
@@ -168,6 +178,20 @@ def test_killed_at_a_step(lives: Lives, expected: dict[str, Any], point: str) ->
 @pytest.mark.faults
 @pytest.mark.parametrize("sample", range(SAMPLED))
 def test_killed_at_a_later_hit(lives: Lives, expected: dict[str, Any], undisturbed: Life, sample: int) -> None:
-    later = [(point, hit) for point, hits in sorted(undisturbed.counts.items()) for hit in range(2, min(hits, 40) + 1)]
-    point, hit = random.Random(SEED + sample).choice(later)
+    points = random.Random(SEED).sample(
+        sorted(point for point, hits in undisturbed.counts.items() if hits > 1), SAMPLED
+    )
+    point = points[sample]
+    hit = random.Random(SEED + sample).randint(2, min(undisturbed.counts[point], 40))
     killed_and_done_again(lives, expected, point, hit)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("point", OF_THE_WORKER)
+def test_the_worker_lives_on_after_a_broken_disk(lives: Lives, expected: dict[str, Any], point: str) -> None:
+    """The engine that runs then goes on, too: nothing is done twice."""
+    life = lives(f"{point}-eio", f"{point}:1:eio")
+    assert set(life.ends.values()) == {0}
+    assert life.counts["engine.begun"] == 2, "one engine for the training, one for the export"
+    all_is_done(life.home)
+    assert outcome(life.home) == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from lorasmith.errors import Conflict, InvalidData, InvalidSpec, NotFound
 from lorasmith.schemas.augmentation import AugmentationMethod, AugmentationSpec
 from lorasmith.schemas.data import DataImportSpec, Dataset, Example
-from lorasmith.schemas.jobs import Job, JobStatus
+from lorasmith.schemas.jobs import JobStatus
 from lorasmith.schemas.teachers import Reach
 from lorasmith.services.augmentation import order_of, resume_augmentation, start_augmentation
 from lorasmith.services.augmentation_candidates import greatest_similarity
@@ -22,73 +21,8 @@ from lorasmith.services.data_duplicates.leaks import find_leakage
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.workbench import Workbench
-from tests.augmentation_jobs import run_job
-from tests.teacher_stub import Reply, Stub, completion, material_of, serving
-
-LOCAL = Reach(loopback=True)
-SYSTEM = "You answer for a bicycle shop in a friendly way."
-QUESTIONS = {
-    "train": [
-        "How often should I oil the chain of my bicycle in winter?",
-        "Is the workshop open on Saturday afternoon?",
-        "Can I return a helmet that I have worn only once?",
-    ],
-    "val": ["Which inner tube fits a tyre of the size 700x32?"],
-    "test": ["Do you send whole bicycles to customers in Norway?"],
-}
-
-GREETINGS = ["Grüß Gott!", "Good evening to all of you.", "Hi", "It's me again.", "One more thing:"]
-
-Augment = Callable[..., Job]
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with serving(Stub()) as started:
-        yield started
-
-
-@pytest.fixture
-def shop(workbench: Workbench, tmp_path: Path) -> Dataset:
-    """Three rows in train and one in each other part, with system prompt and an earlier turn."""
-    rows = [
-        {
-            "messages": [
-                {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": GREETINGS[number + len(part) - 3]},
-                {"role": "assistant", "content": "Hello!"},
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": f"That is answer number {number} of the {part} part, as it stands."},
-            ],
-            "group": f"topic of {part} {number}",
-            "split": part,
-        }
-        for part, questions in QUESTIONS.items()
-        for number, question in enumerate(questions)
-    ]
-    file = tmp_path / "shop.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return import_dataset(workbench, file, DataImportSpec(name="shop"))
-
-
-@pytest.fixture
-def augment(workbench: Workbench, stub: Stub, shop: Dataset) -> Augment:
-    """A job that has run, with texts by question from `texts` where there are some."""
-
-    def make(texts: dict[str, list[str]] | None = None, **fields: Any) -> Job:
-        if texts is not None:
-            stub.rule = lambda request, before: Reply(body=completion({"texts": texts[question_of(request)]}))
-        teacher = {"endpoint": stub.url, "model": "stub-model", "retry_base_s": 0.001, "max_attempts": 1}
-        spec = {"data": "shop", "method": "rephrase", "teacher": teacher, **fields}
-        job = start_augmentation(workbench, AugmentationSpec.model_validate(spec), LOCAL)
-        return run_job(workbench, job)
-
-    return make
-
-
-def question_of(request: dict[str, Any]) -> str:
-    material = material_of(request)
-    return str(material["request"] if "request" in material else material["conversation"][-1]["content"])
+from tests.augmentation_jobs import LOCAL, QUESTIONS, Augment, question_of, run_job
+from tests.teacher_stub import Reply, Stub
 
 
 def train_of(workbench: Workbench, dataset: Dataset) -> list[Example]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lorasmith.errors import Interrupted
-from lorasmith.schemas.data import LabelSpec
 from lorasmith.schemas.jobs import Event
+from lorasmith.schemas.labels import LabelSpec
 from lorasmith.services.data_labels import show_labels
 from lorasmith.services.workbench import Workbench
 

@@ -96,8 +96,8 @@ def test_a_source_that_is_gone_is_named_and_one_that_was_moved_is_read(
 
 def test_a_step_of_another_stage_is_not_replayed(workbench: Workbench, chain: list[str]) -> None:
     dataset = data.get_dataset(workbench, "rows")
-    foreign = DataStep(operation="augment", spec={}, inputs=[], sha256=dataset.sha256, lorasmith="0.1.0")
+    foreign = DataStep(operation="distil", spec={}, inputs=[], sha256=dataset.sha256, lorasmith="0.1.0")
     workbench.datasets.replace(dataset.model_copy(update={"lineage": [*dataset.lineage, foreign]}))
     with pytest.raises(InvalidData) as caught:
         replay(workbench, "rows")
-    assert caught.value.message == ("the dataset 'rows' was made by a step that does not run again by itself: augment")
+    assert caught.value.message == ("the dataset 'rows' was made by a step that does not run again by itself: distil")

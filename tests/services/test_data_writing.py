@@ -103,6 +103,43 @@ def test_a_dataset_is_written_with_its_parts_and_imported_again_as_the_same(
         convert_rows(workbench, "faq", DatasetFormat.CHAT, output)
 
 
+MADE_BY = {
+    "method": "rephrase",
+    "teacher": "big",
+    "host": "teacher.example",
+    "source": "0" * 16,
+    "prompt": "rephrase-1",
+    "job": "job_1",
+    "time": "2026-01-02T03:04:05Z",
+    "accepted_by": "ann",
+}
+
+
+@pytest.mark.parametrize("to", ["chatml", "sharegpt", "alpaca", "chat"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "rows.csv"])
+def test_who_made_a_row_stays_with_it_or_its_loss_is_counted(
+    workbench: Workbench, tmp_path: Path, to: str, name: str
+) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    if name.endswith("csv") and to in ("chatml", "sharegpt"):
+        return  # refused, for their lists
+    source = tmp_path / "source.jsonl"
+    rows = [{"input": "a", "output": "b"}, {"input": "c", "output": "d", "system": "e", "made_by": MADE_BY}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = convert_rows(workbench, str(source), DatasetFormat(to), tmp_path / name)
+    before, after = list(examples_of_file(source)), list(examples_of_file(tmp_path / name))
+    assert [one.content() for one in after] == [one.content() for one in before]
+    assert before[1].made_by is not None
+    if name.endswith("csv"):
+        assert [one.made_by for one in after] == [None, None]
+        assert sum(result.lost.values()) == 1
+        assert "made_by" in next(iter(result.lost))
+    else:
+        assert [one.made_by for one in after] == [None, before[1].made_by]
+        assert not result.lost
+
+
 def test_what_a_format_cannot_hold_stops_the_writing_or_is_counted(workbench: Workbench, tmp_path: Path) -> None:
     source = tmp_path / "mixed.jsonl"
     turns = [{"role": role, "content": role} for role in ("user", "assistant")]

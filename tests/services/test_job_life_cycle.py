@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lorasmith.errors import STOPS, Conflict
+from lorasmith.errors import STOPS, Conflict, LostLease
 from lorasmith.files import append_lines, write_json
 from lorasmith.schemas.jobs import ACTIVE, Event, Job, JobKind, JobRequest, JobStatus, now
 from lorasmith.services.jobs import RESTARTS, STOPPED, ask, create_job, list_jobs, queue_again
 from lorasmith.services.workbench import Workbench
 from lorasmith.services.worker import Worker
 from lorasmith.settings import Settings
+from lorasmith.store import jobs as queue
+from lorasmith.store.database import JobRecord, reading
 from lorasmith.store.jobs import JobTable
 from lorasmith.store.leases import LEASE_S, Lease
 
@@ -33,12 +36,17 @@ ALLOWED = {
     RUNNING: {QUEUED, *ENDS},
     JobStatus.PAUSED: {QUEUED, JobStatus.CANCELLED},
     JobStatus.INTERRUPTED: {QUEUED, JobStatus.CANCELLED},
-    JobStatus.FAILED: {QUEUED, JobStatus.CANCELLED},
+    JobStatus.FAILED: {QUEUED},
     JobStatus.CANCELLED: {QUEUED},
     JobStatus.COMPLETED: set(),
 }
 NO_PROCESS = 1 << 30  # above any process number, so that nothing is signalled
-ERRORS = [*STOPS, "disk_full", "non_finite"]
+SAYINGS = ["result", "killed", "crashed", "trains", "saves", *STOPS, "disk_full", "non_finite"]
+
+
+def unexpected(*_: object) -> None:
+    """A worker logs what it meets and goes on; here that ends the test."""
+    raise  # what is being handled
 
 
 class PlayedEngine:
@@ -95,8 +103,13 @@ class JobLifeCycle(RuleBasedStateMachine):
         PlayedEngine.starts.clear()
         self.tokens: dict[str, tuple[int, str | None]] = {}
         self.never_again: dict[str, int] = {}  # starts of the jobs that were cancelled
+        self.leases: list[Lease] = []  # all that anybody ever held
         self.acting = 0
-        write, machine = JobTable.write, self
+        write, lend, machine = JobTable.write, queue.lend, self
+
+        def remembered(stored: JobRecord, holder: str) -> Lease:
+            machine.leases.append(lend(stored, holder))
+            return machine.leases[-1]
 
         def noted(table: JobTable, stored: Any, row: Any) -> None:
             before, after = JobStatus(stored.status), row.status
@@ -113,11 +126,14 @@ class JobLifeCycle(RuleBasedStateMachine):
 
         self.patches = [
             patch("lorasmith.store.jobs.uptime", lambda: machine.clock),
+            patch("lorasmith.store.jobs.lend", remembered),
             patch("lorasmith.services.worker.holder", lambda: f"worker {machine.acting}"),
             patch("lorasmith.services.jobs.holder", lambda: "a command"),
             patch("lorasmith.jobs.processes.subprocess.Popen", PlayedEngine),
             patch.object(JobTable, "write", noted),
             patch.object(JobTable, "change", fenced),
+            patch("lorasmith.services.worker.log.exception", unexpected),
+            patch("lorasmith.services.jobs.log.warning", unexpected),
         ]
         for one in self.patches:
             one.start()
@@ -181,10 +197,49 @@ class JobLifeCycle(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.clock += seconds
 
+    def former_leases(self) -> list[Lease]:
+        newest = {lease.job_id: lease for lease in self.leases}
+        return [lease for lease in self.leases if lease is not newest[lease.job_id]]
+
+    @precondition(lambda self: self.former_leases())
+    @rule(data=st.data())
+    def a_former_holder_acts(self, data: st.DataObject) -> None:
+        """One that has slept through its lease, and has not noticed, whatever the job does now."""
+        lease = data.draw(st.sampled_from(self.former_leases()))
+        before = self.row_of(lease)
+        with pytest.raises(LostLease, match="no longer by"):
+            self.workbench.jobs.change(lease.job_id, lambda job: setattr(job, "reason", "from long ago"), lease=lease)
+        assert self.workbench.jobs.renew([lease]) == [lease]
+        self.workbench.jobs.release(lease)
+        assert self.row_of(lease) == before
+
+    @precondition(lambda self: any(worker.running for worker in self.workers))
+    @rule(data=st.data(), end=st.sampled_from(SAYINGS))
+    def a_worker_sleeps_through_its_lease(self, data: st.DataObject, end: str) -> None:
+        """Another one adopts its jobs; then an engine speaks, and the sleeper is the first to hear it."""
+        sleeper = data.draw(st.sampled_from([number for number, worker in enumerate(self.workers) if worker.running]))
+        held = [(running.lease, running.process.folder) for running in self.workers[sleeper].running]
+        self.clock += LEASE_S + 1
+        self.look((sleeper + 1) % 3)
+        for _, folder in held:
+            if folder in PlayedEngine.running:
+                self.say(PlayedEngine.running[folder], end)
+        before = [row for row in (self.row_of(lease) for lease, _ in held) if row["status"] in ACTIVE]
+        self.look(sleeper)
+        adopted = {row["id"] for row in before}
+        assert [self.row_of(lease) for lease, _ in held if lease.job_id in adopted] == before
+
+    def row_of(self, lease: Lease) -> dict[str, Any]:
+        with reading(self.workbench.jobs.engine) as session:
+            stored = session.get(JobRecord, lease.job_id)
+            return {column.name: getattr(stored, column.name) for column in JobRecord.__table__.columns}
+
     @precondition(lambda self: PlayedEngine.running)
-    @rule(data=st.data(), end=st.sampled_from(["result", "killed", "crashed", "trains", "saves", *ERRORS]))
+    @rule(data=st.data(), end=st.sampled_from(SAYINGS))
     def engine_says(self, data: st.DataObject, end: str) -> None:
-        engine = data.draw(st.sampled_from(sorted(PlayedEngine.running.values(), key=lambda engine: engine.pid)))
+        self.say(data.draw(st.sampled_from(sorted(PlayedEngine.running.values(), key=lambda engine: engine.pid))), end)
+
+    def say(self, engine: PlayedEngine, end: str) -> None:
         folder = engine.folder
         if end == "trains":
             event = Event(seq=1, time=now(), type="phase", data={"name": "train"})
@@ -213,8 +268,8 @@ class JobLifeCycle(RuleBasedStateMachine):
         self.or_conflict(lambda: ask(self.workbench, before, request))
         after = self.workbench.jobs.require(job_id)
         if request is JobRequest.CANCEL:
-            if before.status is JobStatus.COMPLETED:
-                assert after.status is JobStatus.COMPLETED
+            if before.status in {JobStatus.COMPLETED, JobStatus.FAILED}:
+                assert (after.status, after.reason) == (before.status, before.reason)
             elif before.status in ACTIVE:
                 assert after.request is JobRequest.CANCEL
             else:

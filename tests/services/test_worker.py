@@ -218,5 +218,9 @@ def test_a_run_whose_checkpoints_would_not_fit_does_not_begin(
         (workbench.path(job.folder) / "job.json").write_bytes(order)
         with pytest.raises(JobFailed, match=r"the run's checkpoints need \d MB, and \d MB are free") as failure:
             run_in_foreground(workbench, job, lambda event: None)
+        paused = workbench.jobs.require(job.id)
+        assert (paused.status, paused.reason_code) == (JobStatus.PAUSED, "disk_full")
+        assert (paused.needed_bytes or 0) > 1_000_000, "what it needs, and not what was free"
+        Worker(workbench, 1, lambda job, text: None).wake_for_room()
+        assert workbench.jobs.require(job.id).status is JobStatus.PAUSED
     assert failure.value.code == "disk_full"
-    assert workbench.jobs.require(job.id).status is JobStatus.PAUSED

@@ -19,10 +19,12 @@ from lorasmith.api.metrics import Measured, Metrics
 from lorasmith.api.openapi import OPENAPI_PATH, describe
 from lorasmith.api.problems import show_problems
 from lorasmith.api.retries import Retries
+from lorasmith.api.root_path import RootPath
 from lorasmith.api.routes import (
     adapters,
     data,
     data_steps,
+    data_versions,
     estimation,
     models,
     openai,
@@ -48,6 +50,7 @@ ROUTERS = (
     uploads.parts_router,
     data.router,
     data_steps.router,
+    data_versions.router,
     training.router,
     adapters.router,
     models.router,
@@ -101,7 +104,7 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     app.state.door_attempts = Attempts(most=20, window_s=60)
     app.router.routes.extend(all_routes())
     show_problems(app, workbench.home)
-    describe(app)
+    describe(app, settings.root_path)
     app.state.metrics = Metrics(workbench)
     app.add_middleware(
         Door,
@@ -111,6 +114,8 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
         home=workbench.home,
     )
     app.add_middleware(Measured, metrics=app.state.metrics)  # around the door, so that it counts refusals too
+    if settings.root_path:
+        app.add_middleware(RootPath, root_path=settings.root_path)
     return app
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,13 +15,14 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
-from lorasmith.errors import LorasmithError
+from lorasmith.errors import NotFound
 from lorasmith.jobs.events import events_after, last_seq
 from lorasmith.jobs.folder import EVENTS, LOG
 from lorasmith.schemas.jobs import ACTIVE, Event, Job, JobStatus
 from lorasmith.services.workbench import Workbench
 
 LOOK_S = 0.2
+AGAIN_S = 10.0  # between two looks at a job that could not be read
 BATCH = 500
 KEPT = 1000  # newest events of a job in memory, for readers that are not far behind
 MOST_GOING = 200  # jobs that one stream of all follows
@@ -39,18 +41,24 @@ class Feed:
         self.sizes = file_size(self.events_file), file_size(self.log_file)
         self.events: deque[Event] = deque(maxlen=KEPT)
         self.readers = 0
+        self.gone = False  # its row has been removed
 
     def look(self) -> bool:
         """Read what is new; whether there was anything. The row comes last: when it says the end, all events are there."""
         before = self.sizes, self.job.status
-        self.sizes = file_size(self.events_file), file_size(self.log_file)
-        if self.sizes[0] != before[0][0]:
+        sizes = file_size(self.events_file), file_size(self.log_file)
+        if sizes[0] != self.sizes[0]:
             for event in events_after(self.events_file, self.seq, KEPT):
                 if len(self.events) == KEPT:
                     self.complete_from = self.events[0].seq
                 self.events.append(event)
                 self.seq = event.seq
-        self.job = self.workbench.jobs.require(self.job.id)
+        self.sizes = sizes
+        try:
+            self.job = self.workbench.jobs.require(self.job.id)
+        except NotFound:
+            self.gone = True
+            return True
         return before != (self.sizes, self.job.status)
 
     async def since(self, seq: int) -> list[Event]:
@@ -61,7 +69,7 @@ class Feed:
 
     @property
     def goes_on(self) -> bool:
-        return self.job.status in GOING
+        return self.job.status in GOING and not self.gone
 
 
 class Feeds:
@@ -73,6 +81,7 @@ class Feeds:
         self.held: set[str] = set()  # followed for those who follow all
         self.readers_of_all = 0
         self.changed = asyncio.Event()
+        self.wait_until: dict[str, float] = {}  # by job that could not be read
 
     async def run(self) -> None:
         """Look at what is followed, for as long as the server lives."""
@@ -80,8 +89,9 @@ class Feeds:
             await asyncio.sleep(LOOK_S)
             try:
                 news = await self.look()
-            except LorasmithError as error:
-                log.warning("jobs could not be looked at: %s", error.message)  # the next look tries again
+            except Exception:  # the database: what one job raises is caught beside it
+                log.exception("jobs could not be looked at")
+                await asyncio.sleep(AGAIN_S)
                 continue
             if news:
                 self.changed.set()
@@ -91,21 +101,43 @@ class Feeds:
         news = False
         if self.readers_of_all or self.held:
             news = await self.follow_going()
-        feeds = list(self.followed.values())
-        return (bool(feeds) and await run_in_threadpool(look_at, feeds)) or news
+        feeds = [feed for job_id, feed in self.followed.items() if self.is_due(job_id)]
+        return (bool(feeds) and await run_in_threadpool(self.look_at, feeds)) or news
+
+    def look_at(self, feeds: list[Feed]) -> bool:
+        news = False
+        for feed in feeds:
+            try:
+                news = feed.look() or news
+            except Exception:
+                self.set_aside(feed.job.id)
+                news = True  # it may have read something first
+        return news
+
+    def set_aside(self, job_id: str) -> None:
+        """Look at the others only, for `AGAIN_S`."""
+        log.exception("%s could not be looked at", job_id)
+        self.wait_until[job_id] = time.monotonic() + AGAIN_S
+
+    def is_due(self, job_id: str) -> bool:
+        return time.monotonic() >= self.wait_until.get(job_id, 0.0)
 
     async def follow_going(self) -> bool:
         """Hold a feed of each job that waits or runs while somebody follows all; whether there are others than before."""
         jobs = await run_in_threadpool(self.going_jobs) if self.readers_of_all else []
-        going = {job.id for job in jobs}
-        news = going != self.held
-        for job in jobs:
-            if job.id not in self.held:
-                (await self.feed(job)).readers += 1
-        for job_id in self.held - going:
+        before, self.held = self.held, self.held & {job.id for job in jobs}
+        for job_id in before - self.held:
             self.leave(self.followed[job_id])
-        self.held = going
-        return news
+        for job in jobs:
+            if job.id in self.held or not self.is_due(job.id):
+                continue
+            try:
+                (await self.feed(job)).readers += 1
+            except Exception:
+                self.set_aside(job.id)
+            else:
+                self.held.add(job.id)
+        return self.held != before
 
     def going_jobs(self) -> list[Job]:
         return self.workbench.jobs.newest(limit=MOST_GOING, statuses=GOING)
@@ -138,11 +170,6 @@ class Feeds:
             yield
         finally:
             self.readers_of_all -= 1
-
-
-def look_at(feeds: list[Feed]) -> bool:
-    news = [feed.look() for feed in feeds]  # all of them, not up to the first
-    return any(news)
 
 
 def file_size(path: Path) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from lorasmith.api.openapi_links import add_links
 from lorasmith.api.problems import MEDIA_TYPE, OPENAI_PREFIX, new_problem, openai_error
 from lorasmith.api.security import PUBLIC
 from lorasmith.schemas.api import OpenAIErrorBody, Problem
@@ -45,13 +46,13 @@ EXPLAINED = {  # status to when it comes, code and an example of its detail
 }
 
 
-def describe(app: FastAPI) -> None:
-    """Make `app.openapi()` this document."""
+def describe(app: FastAPI, root_path: str = "") -> None:
+    """Make `app.openapi()` this document, for a server below `root_path`."""
 
     def document() -> dict[str, Any]:
         if not MADE:
             MADE.update(whole(app))
-        return MADE
+        return {**MADE, "servers": [{"url": root_path}]} if root_path else MADE
 
     app.openapi = document  # type: ignore[method-assign]  # how FastAPI wants it extended
 
@@ -78,6 +79,7 @@ def whole(app: FastAPI) -> dict[str, Any]:
         for method in METHODS:
             if method in operations:
                 complete(path, method, operations[method])
+    add_links(found)
     return found
 
 

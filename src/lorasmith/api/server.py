@@ -6,12 +6,14 @@ import contextlib
 import errno
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import uvicorn
 
 from lorasmith.api.app import create_app
-from lorasmith.errors import Conflict, InvalidSpec
+from lorasmith.errors import Conflict, InvalidSpec, NotFound
 from lorasmith.services.server_lock import only_server
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import ServerSettings
@@ -36,10 +38,13 @@ class Server(uvicorn.Server):
 def serve(workbench: Workbench, settings: ServerSettings, *, next_port: bool, listening: Callable[[str], None]) -> None:
     """Serve until a signal comes; `listening` is called with the address once connections are taken.
 
-    Raises `Conflict` when another server has this home, or the port is taken and `next_port` is false.
+    Raises `Conflict` when another server has this home, or the port is taken and `next_port` is false, and `InvalidSpec` for
+    a certificate that cannot be used.
     """
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        check_certificate(settings.tls_cert, settings.tls_key)
     with only_server(workbench.home) as lock, bound(settings, next_port) as listener:
-        url = url_of(settings.host, listener.getsockname()[1])
+        url = url_of(settings, listener.getsockname()[1])
         lock.say(url)
         config = uvicorn.Config(
             create_app(workbench, settings),
@@ -48,6 +53,8 @@ def serve(workbench: Workbench, settings: ServerSettings, *, next_port: bool, li
             proxy_headers=False,  # else a caller could choose the address that its wrong passwords count for
             server_header=False,
             timeout_graceful_shutdown=STOP_S,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
         )
         listening(url)
         Server(config).run(sockets=[listener])
@@ -79,5 +86,26 @@ def bound(settings: ServerSettings, next_port: bool) -> Iterator[socket.socket]:
     raise Conflict(what, hint="give another --port, or --port 0 for any that is free")
 
 
-def url_of(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def check_certificate(certificate: Path, key: Path) -> None:
+    def no_password() -> str:
+        raise InvalidSpec(
+            f"the key {key} is encrypted, and nobody is here to give its password",
+            hint="openssl pkey -in KEY -out PLAIN",
+        )
+
+    for path in (certificate, key):
+        if not path.is_file():
+            raise NotFound(f"no file {path}", hint="--tls-cert and --tls-key name PEM files")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, no_password)
+    except (ssl.SSLError, OSError) as error:
+        raise InvalidSpec(
+            f"the certificate {certificate} and the key {key} cannot be used: {error}",
+            hint="both are PEM, and the key is that of the certificate",
+        ) from error
+
+
+def url_of(settings: ServerSettings, port: int) -> str:
+    scheme = "https" if settings.tls_cert else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{host}:{port}"

@@ -20,6 +20,9 @@ HEARTBEAT_S = 15
 SEND_TIMEOUT_S = 10.0  # a reader that takes nothing for so long is gone
 RECHECK_S = 30.0  # between two looks at a reader's credentials
 
+MOST_WRITTEN = 1000
+WRITTEN: dict[tuple[str, int, bool], str] = {}  # newest events as text: hundreds of readers get the same
+
 ServerEvent = dict[str, Any]
 Events = AsyncIterator[ServerEvent]
 
@@ -38,7 +41,8 @@ def last_number(given: str) -> int | None:
 async def wait(feeds: Feeds, changed: asyncio.Event, still_allowed: Callable[[], bool]) -> bool:
     """Until something is new; False when the reader's token or session has ended meanwhile."""
     try:
-        await asyncio.wait_for(changed.wait(), RECHECK_S)
+        async with asyncio.timeout(RECHECK_S):  # wait_for would make a task for each reader and event
+            await changed.wait()
     except TimeoutError:
         return still_allowed()
     return True
@@ -62,7 +66,7 @@ async def job_events(
             for event in events:
                 seq = event.seq
                 if types is None or event.type in types:
-                    yield sent(event, str(seq))
+                    yield sent(job.id, event, str(seq))
             if not events and not goes_on:
                 yield status_event(feeds, feed.job)  # behind the last event
                 yield {"event": "end", "data": "{}"}
@@ -101,6 +105,9 @@ async def all_events(feeds: Feeds, cursor: dict[str, int], still_allowed: Callab
             changed = feeds.changed
             for job_id in dict.fromkeys([*feeds.followed, *told]):
                 feed = feeds.followed.get(job_id) or await ended_feed(feeds, job_id)
+                if feed is None:
+                    told.pop(job_id)
+                    continue
                 seq = seqs.setdefault(job_id, feed.seq)
                 if told.get(job_id) is not feed.job.status and feed.goes_on:
                     told[job_id] = feed.job.status
@@ -108,17 +115,17 @@ async def all_events(feeds: Feeds, cursor: dict[str, int], still_allowed: Callab
                 while events := await feed.since(seq):
                     for event in events:
                         seq = seqs[job_id] = event.seq
-                        yield sent(event, cursor_text(seqs, told), job_id)
+                        yield sent(job_id, event, cursor_text(seqs, told), named=True)
                 if not feed.goes_on and told.pop(job_id, None) is not None:
                     yield status_event(feeds, feed.job)
             if not await wait(feeds, changed, still_allowed):
                 return
 
 
-async def ended_feed(feeds: Feeds, job_id: str) -> Feed:
-    """A job that nobody looks at any more, as it is now."""
-    job = await run_in_threadpool(feeds.workbench.jobs.require, job_id)
-    return await run_in_threadpool(Feed, feeds.workbench, job)
+async def ended_feed(feeds: Feeds, job_id: str) -> Feed | None:
+    """A job that nobody looks at any more, as it is now; None when its row has been removed."""
+    job = await run_in_threadpool(feeds.workbench.jobs.get, job_id)
+    return None if job is None else await run_in_threadpool(Feed, feeds.workbench, job)
 
 
 def status_event(feeds: Feeds, job: Job) -> ServerEvent:
@@ -127,10 +134,15 @@ def status_event(feeds: Feeds, job: Job) -> ServerEvent:
     return {"event": "status", "data": status.model_dump_json()}
 
 
-def sent(event: Event, cursor: str, job_id: str | None = None) -> ServerEvent:
-    of_job = {"job_id": job_id} if job_id else {}
-    said = StreamedEvent(**of_job, **event.model_dump())
-    return {"event": event.type, "id": cursor, "data": said.model_dump_json(exclude_unset=True)}
+def sent(job_id: str, event: Event, cursor: str, *, named: bool = False) -> ServerEvent:
+    """`named`: the data say of which job it is."""
+    key = (job_id, event.seq, named)
+    if key not in WRITTEN:
+        of_job = {"job_id": job_id} if named else {}
+        WRITTEN[key] = StreamedEvent(**of_job, **event.model_dump()).model_dump_json(exclude_unset=True)
+        if len(WRITTEN) > MOST_WRITTEN:
+            del WRITTEN[next(iter(WRITTEN))]
+    return {"event": event.type, "id": cursor, "data": WRITTEN[key]}
 
 
 def cursor_text(seqs: dict[str, int], told: dict[str, JobStatus]) -> str:

@@ -17,6 +17,7 @@ from lorasmith.cli import (
     evaluation,
     jobs,
     models,
+    recovery,
     secrets,
     server,
     serving,
@@ -99,6 +100,7 @@ app.command("api-token")(server.show_token)
 app.add_typer(secrets.app, name="secrets")
 app.command("worker")(worker.worker)
 app.command("doctor")(doctor.doctor)
+app.command("recover")(recovery.recover)
 
 
 def main() -> None:

@@ -8,24 +8,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorasmith.cli import data_augmentation, data_duplicates, data_statistics, data_validation, data_versions
+from lorasmith.cli import (
+    data_augmentation,
+    data_duplicates,
+    data_ledger,
+    data_statistics,
+    data_validation,
+    data_versions,
+)
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.data_options import (
-    FORMATS,
-    MENDS,
+    Allow,
+    AsJson,
+    Columns,
+    Encoding,
+    Format,
+    Languages,
+    MaxChars,
+    MaxRejected,
+    MaxSeqLength,
+    Mending,
+    MinChars,
+    Name,
+    Rejecting,
+    Strict,
+    Template,
+    Tokenizer,
+    TooLong,
     domain_names,
     import_spec,
-    known_fate,
-    known_finding,
     known_format,
     known_part,
     known_stratum,
-    limits,
     near_duplicates_from,
     preparation_spec,
+    row_checks,
     row_range,
 )
-from lorasmith.cli.data_view import counts, show_example, show_fields, sizes, summary, visible, why
+from lorasmith.cli.data_view import counts, show_example, show_fields, sizes, summary
 from lorasmith.cli.output import hint, print_json, print_table, size
 from lorasmith.errors import InvalidSpec
 
@@ -34,19 +54,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Import, show and prepare datasets", no_args_is_help=True)
 
-POLICIES = "error, drop, left, right or split"
 File = Annotated[
     Path,
     typer.Argument(
         metavar="SOURCE", help="JSON, JSON Lines, CSV or Parquet file, a folder of them, a saved dataset or hub id"
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")]
-Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
 Split = Annotated[str, typer.Option("--split", help="Shares of train, val and test")]
 Salt = Annotated[str, typer.Option("--salt", help="Choose another split by another salt")]
-MaxRejected = Annotated[float, typer.Option("--max-rejected", help="Share of bad rows to leave out, from 0 to 1")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
 @app.command("import")
@@ -59,15 +74,15 @@ def import_(
     exact: Annotated[bool, typer.Option("--exact", help="Make the shares exact, for a small set")] = False,
     salt: Salt = "lorasmith",
     max_rejected: MaxRejected = 0.0,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first finding")] = False,
-    map: Annotated[list[str] | None, typer.Option("--map", help="Columns: instruction=question,output=answer")] = None,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Encoding of a CSV file")] = None,
-    mend: Annotated[list[str] | None, typer.Option("--mend", help=f"Change instead of flag: {MENDS}")] = None,
-    reject: Annotated[list[str] | None, typer.Option("--reject", help="Reject rows with a finding, by name")] = None,
-    min_chars: Annotated[list[str] | None, typer.Option("--min-chars", help="Least length: output=3")] = None,
-    max_chars: Annotated[list[str] | None, typer.Option("--max-chars", help="Greatest length: output=8000")] = None,
-    language: Annotated[list[str] | None, typer.Option("--language", help="Flag answers in another, as en")] = None,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Flag rows over this model's context")] = None,
+    strict: Strict = False,
+    map: Columns = None,
+    encoding: Encoding = None,
+    mend: Mending = None,
+    reject: Rejecting = None,
+    min_chars: MinChars = None,
+    max_chars: MaxChars = None,
+    language: Languages = None,
+    tokenizer: Tokenizer = None,
     near_duplicates: Annotated[
         float | None, typer.Option("--near-duplicates", help="Take out rows from this similarity on, such as 0.8")
     ] = None,
@@ -77,18 +92,19 @@ def import_(
     """Import a file as a dataset with train, val and test parts"""
     from lorasmith.cli.data_progress import ImportView
     from lorasmith.services.data_import import import_dataset
-    from lorasmith.services.data_mapping import parse_mapping
 
     checks = {
-        "strict": strict,
-        "column_map": parse_mapping(map or []),
-        "encoding": encoding,
-        "mend": mend or [],
-        "reject": reject or [],
-        "min_chars": limits("--min-chars", min_chars or []),
-        "max_chars": limits("--max-chars", max_chars or []),
-        "languages": language or [],
-        "tokenizer": tokenizer,
+        **row_checks(
+            strict=strict,
+            columns=map,
+            encoding=encoding,
+            mend=mend,
+            reject=reject,
+            min_chars=min_chars,
+            max_chars=max_chars,
+            languages=language,
+            tokenizer=tokenizer,
+        ),
         "near_duplicates": near_duplicates_from(near_duplicates),
         "stratify": known_stratum(stratify),
     }
@@ -166,10 +182,10 @@ def preview(
     rows: Annotated[str | None, typer.Option("--rows", help="Show those of a range of rows, such as 1-5")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Show which tokens are trained, masked and cut")] = False,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Whose labels: a model, as in train")] = None,
-    template: Annotated[str | None, typer.Option("--template", help="Chat template for a base without one")] = None,
-    max_seq_length: Annotated[int | None, typer.Option("--max-seq-length", help="Tokens, as in train")] = None,
-    too_long: Annotated[str | None, typer.Option("--too-long", help=f"Policy for a longer row: {POLICIES}")] = None,
-    allow: Annotated[list[str] | None, typer.Option("--allow", help="Override a check, by name")] = None,
+    template: Template = None,
+    max_seq_length: MaxSeqLength = None,
+    too_long: TooLong = None,
+    allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Print examples of a part, or with --labels what a model is trained on"""
@@ -230,31 +246,6 @@ def remove(
 
 
 @app.command()
-def ledger(
-    context: typer.Context,
-    name: Name,
-    fate: Annotated[str | None, typer.Option("--fate", help="Lines of one fate, such as rejected")] = None,
-    flag: Annotated[str | None, typer.Option("--flag", help="Lines with one finding, such as secret")] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Write JSON Lines to this file instead")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Print what became of each input row"""
-    from lorasmith.services.data import ledger_lines, save_ledger
-
-    lines = ledger_lines(open_workbench(context), name, known_fate(fate), known_finding(flag))
-    if output is not None:
-        save_ledger(lines, output)
-        hint(f"written to {output}")
-        return
-    if as_json:
-        print_json([line.model_dump(mode="json", exclude_none=True) for line in lines])
-        return
-    columns = ("row", "file", "line", "fate", "part", "example", "reason")
-    rows = ([line.row, line.file, line.line, line.fate, line.part, line.example_id, why(line)] for line in lines)
-    print_table(columns, (["" if value is None else visible(str(value)) for value in row] for row in rows))
-
-
-@app.command()
 def convert(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Name of a dataset, or a file, as in import")],
@@ -270,13 +261,15 @@ def convert(
     workbench = open_workbench(context)
     result = convert_rows(workbench, source, known_format(to), output, leave_out=leave_out, force=force)
     if as_json:
-        print_json({"output": str(output), "written": result.written, "left_out": result.left_out})
+        found = {"written": result.written, "left_out": result.left_out, "lost": result.lost}
+        print_json({"output": str(output), **found})
         return
     show_fields(
         {
             "file": str(output),
             "rows": str(result.written),
             **{f"left out: {why}": str(count) for why, count in result.left_out.items()},
+            **{f"lost: {what}": str(count) for what, count in result.lost.items()},
         }
     )
 
@@ -363,6 +356,7 @@ def show_domains(prepared: dict[str, dict[str, Any]]) -> None:
 
 
 for command in (
+    data_ledger.ledger,
     data_statistics.stats,
     data_validation.validate,
     data_duplicates.duplicates,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasmith.cli.context import open_workbench
+from lorasmith.cli.data_options import AsJson
 from lorasmith.cli.data_view import counts, show_fields, summary, visible
 from lorasmith.cli.output import hint, print_json, print_table
 from lorasmith.cli.watching import JobView
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 METHODS = "rephrase, expand, negative or back-translate"
 CHOICES = "[y]es, [n]o, [e]dit, [s]kip or [q]uit"
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
 def augment(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from lorasmith.schemas.data import LabelledExample, LabelledRow, LabelledToken
+    from lorasmith.schemas.labels import LabelledExample, LabelledRow, LabelledToken
     from lorasmith.services.workbench import Workbench
 
 STYLES = {"trained": "bold green", "stop": "bold black on green", "masked": "", "cut": "red strike"}
@@ -32,7 +32,7 @@ LEGEND = (
 
 def preview_labels(workbench: Workbench, values: dict[str, Any], *, as_json: bool) -> None:
     from lorasmith.cli.watching import JobView
-    from lorasmith.schemas.data import LabelSpec
+    from lorasmith.schemas.labels import LabelSpec
     from lorasmith.services.data_labels import show_labels
     from lorasmith.services.specs import parse_spec
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
 
 from lorasmith.errors import InvalidSpec, did_you_mean
 
@@ -15,6 +17,25 @@ FORMATS = (
     "auto, alpaca, sharegpt, chatml, completion, interactions, chat, classification, summarization, preference or kto"
 )
 MENDS = "control-characters, mojibake or join-turns"
+POLICIES = "error, drop, left, right or split"
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+Format = Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")]
+MaxRejected = Annotated[float, typer.Option("--max-rejected", help="Allowed share of bad rows, from 0 to 1")]
+Strict = Annotated[bool, typer.Option("--strict", help="Any finding stops the import")]
+Columns = Annotated[list[str] | None, typer.Option("--map", help="Columns: instruction=question,output=answer")]
+Encoding = Annotated[str | None, typer.Option("--encoding", help="Encoding of a CSV file")]
+Mending = Annotated[list[str] | None, typer.Option("--mend", help=f"Mend instead of flag: {MENDS}")]
+Rejecting = Annotated[list[str] | None, typer.Option("--reject", help="Reject rows with a finding, by name")]
+MinChars = Annotated[list[str] | None, typer.Option("--min-chars", help="Least length: output=3")]
+MaxChars = Annotated[list[str] | None, typer.Option("--max-chars", help="Greatest length: output=8000")]
+Languages = Annotated[list[str] | None, typer.Option("--language", help="Flag answers in another, as en")]
+Tokenizer = Annotated[str | None, typer.Option("--tokenizer", help="Flag rows over this model's context")]
+Template = Annotated[str | None, typer.Option("--template", help="Chat template for a base without one")]
+MaxSeqLength = Annotated[int | None, typer.Option("--max-seq-length", help="Tokens, as in train")]
+TooLong = Annotated[str | None, typer.Option("--too-long", help=f"Policy for a longer row: {POLICIES}")]
+Allow = Annotated[list[str] | None, typer.Option("--allow", help="Override a check, by name")]
 
 
 def preparation_spec(
@@ -68,6 +89,34 @@ def validation_spec(format: str, max_rejected: float, checks: dict[str, Any]) ->
 
     known = {"format": known_row_format(format), "max_rejected_share": known_share(max_rejected)}
     return DataPreparationSpec.model_validate({**known, **known_checks(checks)})
+
+
+def row_checks(
+    *,
+    strict: bool,
+    columns: list[str] | None,
+    encoding: str | None,
+    mend: list[str] | None,
+    reject: list[str] | None,
+    min_chars: list[str] | None,
+    max_chars: list[str] | None,
+    languages: list[str] | None,
+    tokenizer: str | None,
+) -> dict[str, Any]:
+    """What an import and a validation look at in a row, as fields of their spec."""
+    from lorasmith.services.data_mapping import parse_mapping
+
+    return {
+        "strict": strict,
+        "column_map": parse_mapping(columns or []),
+        "encoding": encoding,
+        "mend": mend or [],
+        "reject": reject or [],
+        "min_chars": limits("--min-chars", min_chars or []),
+        "max_chars": limits("--max-chars", max_chars or []),
+        "languages": languages or [],
+        "tokenizer": tokenizer,
+    }
 
 
 def known_checks(checks: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorasmith.cli.context import open_workbench
+from lorasmith.cli.data_options import AsJson, Template
 from lorasmith.cli.data_view import counts, show_fields, visible
 from lorasmith.cli.output import console_out, duration, hint, print_json, print_table, size
 from lorasmith.errors import InvalidSpec
@@ -28,13 +29,13 @@ def stats(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Count tokens as this model is trained")] = None,
-    template: Annotated[str | None, typer.Option("--template", help="Chat template for a base without one")] = None,
+    template: Template = None,
     max_seq_length: Annotated[int | None, typer.Option("--max-seq-length", min=8, help="Tokens, as in train")] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Also measure how long training takes")] = False,
     preset: Annotated[str | None, typer.Option("--preset", help="Of the run that is estimated, as in train")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page with charts, *.html")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the page")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show lengths, tokens, roles, languages and labels of a dataset"""
     from lorasmith.cli.watching import JobView

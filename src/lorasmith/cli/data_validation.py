@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorasmith.cli.context import open_workbench
-from lorasmith.cli.data_options import FORMATS, MENDS, limits, validation_spec
+from lorasmith.cli.data_options import (
+    AsJson,
+    Columns,
+    Encoding,
+    Format,
+    Languages,
+    MaxChars,
+    MaxRejected,
+    Mending,
+    MinChars,
+    Rejecting,
+    Strict,
+    Tokenizer,
+    row_checks,
+    validation_spec,
+)
 from lorasmith.cli.data_view import counts, show_fields, visible
 from lorasmith.cli.output import print_json
 from lorasmith.errors import InvalidData
@@ -19,35 +34,34 @@ if TYPE_CHECKING:
 def validate(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="What an import takes, or the name of a dataset")],
-    format: Annotated[str, typer.Option("--format", help=f"Row format: {FORMATS}")] = "auto",
-    max_rejected: Annotated[float, typer.Option("--max-rejected", help="Allowed share of bad rows, from 0 to 1")] = 0.0,
-    strict: Annotated[bool, typer.Option("--strict", help="Any finding fails")] = False,
-    map: Annotated[list[str] | None, typer.Option("--map", help="Columns: instruction=question,output=answer")] = None,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Encoding of a CSV file")] = None,
-    mend: Annotated[list[str] | None, typer.Option("--mend", help=f"As if mended: {MENDS}")] = None,
-    reject: Annotated[list[str] | None, typer.Option("--reject", help="Reject rows with a finding, by name")] = None,
-    min_chars: Annotated[list[str] | None, typer.Option("--min-chars", help="Least length: output=3")] = None,
-    max_chars: Annotated[list[str] | None, typer.Option("--max-chars", help="Greatest length: output=8000")] = None,
-    language: Annotated[list[str] | None, typer.Option("--language", help="Flag answers in another, as en")] = None,
-    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Flag rows over this model's context")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    format: Format = "auto",
+    max_rejected: MaxRejected = 0.0,
+    strict: Strict = False,
+    map: Columns = None,
+    encoding: Encoding = None,
+    mend: Mending = None,
+    reject: Rejecting = None,
+    min_chars: MinChars = None,
+    max_chars: MaxChars = None,
+    language: Languages = None,
+    tokenizer: Tokenizer = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check rows as an import would, and import nothing"""
     from lorasmith.cli.data_progress import ImportView
-    from lorasmith.services.data_mapping import parse_mapping
     from lorasmith.services.data_validation import validate_data
 
-    checks = {
-        "strict": strict,
-        "column_map": parse_mapping(map or []),
-        "encoding": encoding,
-        "mend": mend or [],
-        "reject": reject or [],
-        "min_chars": limits("--min-chars", min_chars or []),
-        "max_chars": limits("--max-chars", max_chars or []),
-        "languages": language or [],
-        "tokenizer": tokenizer,
-    }
+    checks = row_checks(
+        strict=strict,
+        columns=map,
+        encoding=encoding,
+        mend=mend,
+        reject=reject,
+        min_chars=min_chars,
+        max_chars=max_chars,
+        languages=language,
+        tokenizer=tokenizer,
+    )
     spec = validation_spec(format, max_rejected, checks)
     found: list[RowFinding] = []
     with ImportView() as view:

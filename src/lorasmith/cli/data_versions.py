@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorasmith.cli.context import open_workbench
-from lorasmith.cli.data_options import known_stratum, parse_split
+from lorasmith.cli.data_options import AsJson, Name, known_stratum, parse_split
 from lorasmith.cli.data_view import counts, show_fields, sizes
 from lorasmith.cli.output import hint, print_json, print_table
 from lorasmith.errors import InvalidSpec
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from lorasmith.schemas.data import Dataset
     from lorasmith.services.data_redeciding import Redecision
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the dataset, or NAME@digits of a version")]
 NewName = Annotated[str | None, typer.Option("--name", help="Store it under a new name, not as a version of this one")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 
 def dedup(
@@ -144,7 +142,8 @@ def lineage(context: typer.Context, name: Name, as_json: AsJson = False) -> None
 
 def options_of(spec: dict[str, Any]) -> str:
     """Those that say something; --json has all."""
-    return ", ".join(f"{key} {value}" for key, value in spec.items() if value not in (None, [], {}, False, 0.0))
+    said = {key: value for key, value in spec.items() if value not in (None, [], {}, False, 0.0)}
+    return ", ".join(f"{key} {value}" for key, value in said.items() if key != "imported")
 
 
 def replay(
@@ -163,9 +162,15 @@ def replay(
         print_json(done.model_dump(mode="json"))
     else:
         print_table(
-            ("step", "recorded", "replayed", "", "difference"),
+            ("step", "recorded", "replayed", "", "why"),
             [
-                [s.operation, s.recorded[:12], s.replayed[:12], "equal" if s.equal else "differs", s.difference or ""]
+                [
+                    s.operation,
+                    s.recorded[:12],
+                    s.replayed[:12],
+                    "equal" if s.equal else "differs",
+                    s.difference or s.note or "",
+                ]
                 for s in done.steps
             ],
         )

@@ -61,6 +61,7 @@ def show(found: Estimate) -> None:
             ["  a checkpoint", size(disk.checkpoint_bytes), f"{disk.checkpoints} are kept"],
             ["  adapter", size(disk.adapter_bytes), "in the job, and in the store"],
             ["  prefix cache", size(disk.prefix_cache_bytes), "in the job"],
+            ["  token store", size(disk.token_store_bytes), "of the dataset, unless it is there"],
         ],
         title=f"{found.model} on {found.dataset}: {found.rows} rows, {found.tokens:,} tokens an epoch, {found.steps} steps",
     )

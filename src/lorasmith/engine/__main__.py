@@ -13,9 +13,10 @@ from typing import IO
 
 from pydantic import BaseModel, ValidationError
 
+from lorasmith.engine.optional_imports import hide_bitsandbytes
 from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.reporting import Reporter
-from lorasmith.errors import Conflict, Interrupted, InvalidSpec, Killed, LorasmithError
+from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, Killed, LorasmithError
 from lorasmith.faults import fault_point
 from lorasmith.files import read_json, try_lock, write_json
 from lorasmith.schemas.jobs import JobError, JobKind, JobOrder
@@ -29,6 +30,7 @@ STAGES = {
     JobKind.ESTIMATE: "lorasmith.engine.training.estimation.run",
     JobKind.AUGMENTATION: "lorasmith.engine.augmentation.run",
     JobKind.STATISTICS: "lorasmith.engine.data.statistics",
+    JobKind.LEDGER: "lorasmith.engine.data.ledger",
 }
 
 
@@ -102,7 +104,9 @@ def run_job(folder: Path, report: Reporter) -> BaseModel:
 def explain(error: BaseException) -> JobError:
     """A reason code, a sentence and a way out, for whatever was raised."""
     if isinstance(error, LorasmithError):
-        return JobError(reason_code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)
+        told = JobError(reason_code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code)
+        told.needed_bytes = error.needed_bytes if isinstance(error, DiskFull) else None
+        return told
     if ran_out_of_memory(error):
         hint = "a smaller model or shorter rows, or more memory; a training job goes on with lorasmith train --resume"
         return JobError(reason_code="oom", message="the machine ran out of memory", hint=hint)
@@ -113,4 +117,5 @@ def explain(error: BaseException) -> JobError:
 
 
 if __name__ == "__main__":
+    hide_bitsandbytes()
     sys.exit(main(sys.argv[1:]))

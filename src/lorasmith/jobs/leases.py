@@ -55,6 +55,8 @@ class LeaseKeeper:
                 self.renew_once()
             except LorasmithError as error:
                 log.warning("leases could not be renewed: %s", error.message)  # the token guards what comes after
+            except Exception:  # without this thread every job would be lost, one lease later
+                log.exception("leases could not be renewed")
 
     def renew_once(self) -> None:
         lost = self.jobs.renew(list(self.held)) if self.held else []

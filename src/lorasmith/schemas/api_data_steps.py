@@ -1,4 +1,4 @@
-"""What is done with a stored dataset over the REST API: checked again, split anew, written in another format."""
+"""What is done with a stored dataset over the REST API: checked again, written in another format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorasmith.schemas.api_data import EXAMPLE_ID, NAME
+from lorasmith.schemas.api_data import EXAMPLE_ID
 from lorasmith.schemas.data import DatasetFormat, Fate, FindingName
 from lorasmith.schemas.validation import RowFinding
 
@@ -42,18 +42,6 @@ class ValidationResource(BaseModel):
     hint: str | None
 
 
-class SplitRequest(BaseModel):
-    """What is to change; absent fields stay as they are. Groups of rows stay together."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"split": [0.7, 0.15, 0.15]}]})
-
-    split: tuple[float, float, float] | None = Field(None, description="Shares of train, val and test.")
-    salt: str | None = Field(None, max_length=200, description="Another salt gives another split.")
-    exact: bool | None = Field(None, description="Make the shares exact.")
-    stratify: Literal["label"] | None = Field(None, description="Hold the shares within each label; null ends it.")
-    name: str | None = Field(None, pattern=NAME, description="Of a new dataset; absent: a version of this one.")
-
-
 class ConversionRequest(BaseModel):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"dataset_id": EXAMPLE_ID, "format": "alpaca"}]}
@@ -75,4 +63,5 @@ class Conversion(BaseModel):
     size_bytes: int
     written: int = Field(description="Rows.")
     left_out: dict[str, int] = Field(description="Reason to rows.")
+    lost: dict[str, int] = Field({}, description="What the file cannot hold, to rows that have it.")
     created_at: datetime

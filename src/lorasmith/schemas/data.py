@@ -163,18 +163,22 @@ CONTENT_FIELDS = {"messages", "text", "tools", "chosen", "rejected", "desirable"
 
 
 class Fate(StrEnum):
-    """What became of an input row. `cut` is reserved for a pass over a dataset that cuts, which there is none of yet."""
+    """What became of an input row: when the dataset was made, and, the last four, when a model is trained on it."""
 
     KEPT = "kept"
     CHANGED = "changed"
-    CUT = "cut"
     EXACT_DUPLICATE = "exact_duplicate"
     NEAR_DUPLICATE = "near_duplicate"
     LEAKS = "leaks"
     REJECTED = "rejected"
+    CUT = "cut"
+    SPLIT = "split"
+    DROPPED = "dropped"
+    REFUSED = "refused"
 
 
-STAYS = (Fate.KEPT, Fate.CHANGED, Fate.CUT)  # fates of rows that have an example
+STAYS = (Fate.KEPT, Fate.CHANGED)  # fates of rows that have an example
+IN_TRAINING = (Fate.CUT, Fate.SPLIT, Fate.DROPPED, Fate.REFUSED)  # they depend on model, length and policy
 
 
 class Finding(BaseModel):
@@ -196,10 +200,12 @@ class Finding(BaseModel):
 class LedgerLine(BaseModel):
     """What became of one input row. `line` is its line in `file` where the format has lines.
 
-    `changes` says how a changed row was mended; `cut_tokens` how many tokens were cut; `similarity` (0 to 1) how near a
-    near duplicate is to `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was
-    found in a row that stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part
-    that the row itself asks for, `own_group` its group where it was joined with others.
+    `changes` says how a changed row was mended; `similarity` (0 to 1) how near a near duplicate is to
+    `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was found in a row that
+    stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part that
+    the row itself asks for, `own_group` its group where it was joined with others. Where training is asked about, of a
+    row that it does not take as it stands: `rendered_tokens` how long it is, `cut_tokens` how many of them are cut, and
+    `examples` how many are made of it.
     """
 
     row: int
@@ -215,6 +221,8 @@ class LedgerLine(BaseModel):
     leaks_into: str | None = None
     changes: list[str] | None = None
     cut_tokens: int | None = None
+    rendered_tokens: int | None = None
+    examples: int | None = None
     tokens: int | None = None
     language: str | None = None
     field: str | None = None
@@ -329,72 +337,3 @@ class Dataset(BaseModel):
     def reference(self) -> str:
         """A name that stays with this version."""
         return f"{self.plain_name}@{self.sha256[:SHOWN_DIGITS]}"
-
-
-class LabelSpec(BaseModel):
-    """Whose labels to show: rows of a dataset, or of a file that is not imported, as a model would be trained on them."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    data: str = Field(description="Name of a dataset, or a file.")
-    model: str = Field(description="`starter`, a local folder, a registered name or a Hugging Face id.")
-    part: Part | None = Field(None, description="Absent: train, or the part that holds the rows asked for.")
-    rows: tuple[int, int] | None = Field(None, description="First and last input row, counted from 1.")
-    n: int = Field(3, ge=1, description="First examples of the part, where no rows are asked for.")
-    template: str | None = Field(None, description="Chat template for a base without one: `chatml` or `plain`.")
-    max_seq_length: int = Field(2048, ge=8, description="Tokens; never more than the model's context.")
-    too_long: TooLong = Field("error", description="What happens to a row above max_seq_length.")
-    allow: list[CheckName] = Field([], description="Checks that are overridden, by name.")
-
-
-class LabelInputs(BaseModel):
-    """Absolute paths that a label spec resolved to."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    model_folder: str
-    examples_file: str
-
-
-class LabelledToken(BaseModel):
-    """`text` is what the token stands for in the rendered row, empty where it goes on with a character of the token before."""
-
-    id: int
-    text: str
-    role: Literal["trained", "masked", "cut"]
-    is_stop: bool = Field(description="Generation ends at this token.")
-    is_special: bool
-
-
-class LabelledExample(BaseModel):
-    """One example as it is trained on, and what was cut from its row. A split row has several."""
-
-    tokens: list[LabelledToken]
-    total: int = Field(description="Tokens before the cut.")
-    trained: int = Field(description="Tokens that carry loss.")
-    cut: int
-    stop_trained: bool = Field(description="Each answer ends with a trained stop token.")
-
-
-class FailedCheck(BaseModel):
-    check: CheckName
-    sentence: str
-    mend: str
-    overridden: bool
-
-
-class LabelledRow(BaseModel):
-    """`fate` is what training does with the row; `refused` is why it would not start."""
-
-    row: int
-    example_id: str
-    fate: Literal["kept", "cut", "split", "dropped", "refused"]
-    reason: str | None = None
-    failed_checks: list[FailedCheck]
-    examples: list[LabelledExample]
-
-
-class LabelReport(BaseModel):
-    max_tokens: int
-    too_long: TooLong
-    rows: list[LabelledRow]

@@ -13,9 +13,10 @@ SHOWN_DIGITS = 12  # of a version's digest, in names
 
 
 class StepInput(BaseModel):
-    """What a step read: a source or a benchmark by its path, a dataset version by its name; `id` for datasets alone."""
+    """What a step read: a source or a benchmark by its path, a dataset version by its name, the rows of a review by
+    their path in the home folder; `id` of the dataset, or of the job that was reviewed."""
 
-    kind: Literal["source", "benchmark", "dataset"]
+    kind: Literal["source", "benchmark", "dataset", "review"]
     name: str
     sha256: str
     id: str | None = None
@@ -24,7 +25,9 @@ class StepInput(BaseModel):
 class DataStep(BaseModel):
     """One recorded step. `spec` holds every option that it ran with, so that it can run again."""
 
-    operation: str = Field(description="import, dedup, split, decontaminate, or what another stage calls its own.")
+    operation: str = Field(
+        description="import, dedup, split, decontaminate, augment, or what another stage calls its own."
+    )
     spec: dict[str, Any]
     inputs: list[StepInput]
     sha256: str = Field(description="Digest of the version that came out.")
@@ -58,14 +61,33 @@ class DecontaminationSpec(BaseModel):
     )
 
 
+class AppliedReviewSpec(BaseModel):
+    """Texts of a teacher that a reviewer accepted and that stand behind the rows of the dataset they were made from."""
+
+    method: str
+    teacher: str = Field(description="Model that wrote them.")
+    host: str = Field(description="Of the endpoint.")
+    job: str
+    accepted: int = Field(description="The last so many rows of the review.")
+    edited: int
+    accepted_by: list[str]
+    imported: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the import that read the rows, once it has."
+    )
+
+
 class ReplayedStep(BaseModel):
-    """One step of a chain, run again. `difference` says where it parts from what was recorded; None where it is equal."""
+    """One step of a chain, run again. `difference` says where it parts from what was recorded; None where it is equal.
+
+    `note` says what was taken as it is recorded instead of made again.
+    """
 
     operation: str
     recorded: str
     replayed: str
     equal: bool
     difference: str | None = None
+    note: str | None = None
 
 
 class Replay(BaseModel):

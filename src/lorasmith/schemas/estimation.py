@@ -62,6 +62,7 @@ class DiskEstimate(BaseModel):
     checkpoint_bytes: int = Field(description="One checkpoint.")
     checkpoints: int = Field(description="How many are kept.")
     prefix_cache_bytes: int
+    token_store_bytes: int = Field(0, description="Beside the dataset, for later runs too, unless it is there already.")
     adapter_bytes: int = Field(description="In the job folder, and once more in the store.")
     free_bytes: int
 

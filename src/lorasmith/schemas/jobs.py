@@ -18,6 +18,7 @@ class JobKind(StrEnum):
     ESTIMATE = "estimate"
     AUGMENTATION = "augmentation"
     STATISTICS = "statistics"
+    LEDGER = "ledger"
 
 
 HEAVY = {JobKind.TRAINING, JobKind.EVALUATION}
@@ -74,19 +75,24 @@ class Event(BaseModel):
 
 
 class JobError(BaseModel):
-    """`error.json`: `reason_code` is stable, `message` and `hint` are for people."""
+    """`error.json`: `reason_code` is stable, `message` and `hint` are for people.
+
+    `needed_bytes`, of a full disk: with no more free bytes than these it would fail again.
+    """
 
     reason_code: str
     message: str
     hint: str | None = None
     exit_code: int = 1
+    needed_bytes: int | None = None
 
 
 class Job(BaseModel):
     """A stored job; `folder` is relative to the home folder.
 
     `asked` is what another protocol's request said that `spec` has no field for. `pid` and `process_started` (clock ticks after the machine's start) name its engine process while it runs. `request`
-    is what it has been asked and has not done. With `auto_resume` workers run it, and start it again after a crash; `tries` counts automatic restarts since the checkpoint `reached`.
+    is what it has been asked and has not done. With `auto_resume` workers run it, and start it again after a crash; `tries` counts automatic restarts since the checkpoint `reached`. One that a full disk
+    has paused goes on when more than `needed_bytes` are free.
     """
 
     id: str
@@ -109,6 +115,7 @@ class Job(BaseModel):
     request: JobRequest | None = None
     tries: int = 0
     reached: str = ""
+    needed_bytes: int | None = None
     pid: int | None = None
     process_started: int | None = None
     created_at: datetime = Field(default_factory=now)

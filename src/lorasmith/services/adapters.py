@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lorasmith.errors import InvalidData
-from lorasmith.files import sha256_file, verify_manifest
+from lorasmith.files import verify_manifest
 from lorasmith.schemas.adapters import Adapter
 from lorasmith.services.in_use import refuse_while_used
 from lorasmith.services.job_outcomes import adapter_digest
@@ -38,8 +38,7 @@ def verify_adapter(workbench: Workbench, name_or_id: str) -> Adapter:
     adapter = workbench.adapters.require(name_or_id)
     folder = workbench.path(adapter.folder)
     verify_manifest(folder)
-    names = ("adapter_config.json", "adapter_model.safetensors")
-    if adapter_digest({name: sha256_file(folder / name) for name in names}) != adapter.digest:
+    if adapter_digest(folder) != adapter.digest:
         raise InvalidData(f"adapter {adapter.name!r} is not the content that was stored under it")
     return adapter
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import getpass
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lorasmith.endpoints import parse_endpoint
 from lorasmith.errors import InvalidData, InvalidSpec, NotFound
 from lorasmith.files import append_lines, disk_errors, sha256_file
 from lorasmith.schemas.augmentation import (
@@ -22,7 +24,8 @@ from lorasmith.schemas.augmentation import (
     Decision,
     ReviewItem,
 )
-from lorasmith.schemas.data import PARTS, DataImportSpec, Dataset, DatasetFormat, Example
+from lorasmith.schemas.data import PARTS, DataImportSpec, Dataset, DatasetFormat, Example, Part
+from lorasmith.schemas.data_lineage import AppliedReviewSpec, StepInput
 from lorasmith.schemas.jobs import Job
 from lorasmith.services.augmentation import order_of, source_of
 from lorasmith.services.augmentation_candidates import (
@@ -34,7 +37,8 @@ from lorasmith.services.augmentation_candidates import (
     whole_lines,
 )
 from lorasmith.services.data import read_examples
-from lorasmith.services.data_import import import_dataset
+from lorasmith.services.data_import import Origin, import_dataset
+from lorasmith.services.data_versions import input_of
 from lorasmith.services.data_writing import message_rows, preference_row
 from lorasmith.services.workbench import Workbench
 
@@ -135,18 +139,39 @@ def apply_review(workbench: Workbench, review: Review, name: str) -> Dataset:
         )
     source = source_of(workbench, review.inputs)
     preferences = review.spec.method is AugmentationMethod.NEGATIVE
-    rows = map(pair_row, accepted) if preferences else all_rows(workbench, source, accepted)
+    rows: Iterator[dict[str, Any]]
+    if preferences:
+        rows = map(pair_row, accepted)
+    else:
+        added = ({**message_rows(example), **place(example, "train")} for example in accepted)
+        rows = chain(rows_of_source(lambda part: read_examples(workbench, source, part)), added)
     format = DatasetFormat.PREFERENCE if preferences else DatasetFormat.CHATML
     path = write_rows(review.path.parent, rows)
-    return import_dataset(workbench, path, DataImportSpec(name=name, format=format))
+    origin = origin_of(workbench, review, source, accepted, path)
+    return import_dataset(workbench, path, DataImportSpec(name=name, format=format), origin=origin)
 
 
-def all_rows(workbench: Workbench, source: Dataset, accepted: list[Example]) -> Iterator[dict[str, Any]]:
+def origin_of(workbench: Workbench, review: Review, source: Dataset, accepted: list[Example], path: Path) -> Origin:
+    """What the lineage says of the rows in that file."""
+    made_by = [example.made_by for example in accepted if example.made_by]
+    spec = AppliedReviewSpec(
+        method=review.spec.method.value,
+        teacher=review.spec.teacher.model,
+        host=parse_endpoint(review.spec.teacher.endpoint).host,
+        job=review.job.id,
+        accepted=len(accepted),
+        edited=sum(bool(one.edited) for one in made_by),
+        accepted_by=sorted({one.accepted_by for one in made_by if one.accepted_by}),
+    )
+    name = path.relative_to(workbench.home).as_posix()
+    rows = StepInput(kind="review", name=name, sha256=sha256_file(path), id=review.job.id)
+    return Origin(source.lineage, "augment", spec.model_dump(), [input_of(source), rows])
+
+
+def rows_of_source(examples_of: Callable[[Part], Iterator[Example]]) -> Iterator[dict[str, Any]]:
     for part in PARTS:
-        for example in read_examples(workbench, source, part):
+        for example in examples_of(part):
             yield {**message_rows(example), **place(example, part)}
-    for example in accepted:
-        yield {**message_rows(example), **place(example, "train")}
 
 
 def pair_row(example: Example) -> dict[str, Any]:
@@ -158,13 +183,17 @@ def place(example: Example, part: str) -> dict[str, Any]:
     return {"group": example.group, "split": part, **made_by}
 
 
+def row_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
 def write_rows(folder: Path, rows: Iterator[dict[str, Any]]) -> Path:
     """A file named after its content: the source of the dataset, which later reviews leave as it is."""
     temporary = folder / "rows.tmp"
     try:
         with disk_errors(folder):
             with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.writelines(map(row_line, rows))
             return temporary.replace(folder / f"rows-{sha256_file(temporary)[:16]}.jsonl")
     finally:
         temporary.unlink(missing_ok=True)

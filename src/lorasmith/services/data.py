@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from lorasmith.errors import Conflict, NotFound
+from lorasmith.errors import Conflict, InvalidSpec, NotFound
 from lorasmith.files import disk_errors, folder_size_bytes
-from lorasmith.schemas.data import Dataset, Example, Fate, FindingName, LedgerLine, Part
+from lorasmith.schemas.data import IN_TRAINING, Dataset, Example, Fate, FindingName, LedgerLine, Part
 from lorasmith.schemas.jobs import now
 from lorasmith.services.data_parts import LEDGER
 from lorasmith.services.data_versions import current_versions, require_version, versions_of
@@ -76,7 +76,25 @@ def ledger_lines(
 ) -> Iterator[LedgerLine]:
     """One line for each input row, or for those with the given fate or flag."""
     dataset = get_dataset(workbench, name_or_id)
-    lines = map(LedgerLine.model_validate_json, stored_lines(workbench.path(dataset.folder) / LEDGER, dataset))
+    lines = map(LedgerLine.model_validate_json, stored_lines(ledger_path(workbench, dataset), dataset))
+    return chosen_lines(lines, fate, flag)
+
+
+def ledger_path(workbench: Workbench, dataset: Dataset) -> Path:
+    return workbench.path(dataset.folder) / LEDGER
+
+
+def check_fate(fate: Fate | None) -> None:
+    """Raise for a fate that no row of a dataset has by itself."""
+    if fate in IN_TRAINING:
+        raise InvalidSpec(
+            f"rows are {fate} when a model is trained on them",
+            hint="lorasmith data ledger NAME --model M with, as in train, --too-long right; or --job JOB of a run",
+        )
+
+
+def chosen_lines(lines: Iterable[LedgerLine], fate: Fate | None, flag: FindingName | None) -> Iterator[LedgerLine]:
+    """Those with the given fate and flag; None: any."""
     return (
         line
         for line in lines
@@ -94,12 +112,17 @@ def save_ledger(lines: Iterable[LedgerLine], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def stored_lines(path: Path, dataset: Dataset) -> Iterator[str]:
+def require_stored(path: Path, dataset: Dataset) -> Path:
     if not path.is_file():
         raise NotFound(
             f"the dataset {dataset.name!r} is damaged: {path} is missing",
             hint=f"lorasmith data rm {dataset.name} --yes, then import {dataset.source} again",
         )
+    return path
+
+
+def stored_lines(path: Path, dataset: Dataset) -> Iterator[str]:
+    require_stored(path, dataset)
 
     def lines() -> Iterator[str]:
         with path.open(encoding="utf-8", newline="\n") as handle:

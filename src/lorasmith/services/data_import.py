@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, LorasmithError
 from lorasmith.faults import fault_point
 from lorasmith.files import STAGING_PREFIX, disk_errors, new_id, sha256_bytes, staged_folder, sweep, write_text
 from lorasmith.model_files import read_facts
 from lorasmith.schemas.data import DataImportSpec, Dataset
-from lorasmith.schemas.data_lineage import StepInput
+from lorasmith.schemas.data_lineage import DataStep, StepInput
 from lorasmith.services.data_checks import ContextCheck, open_tokenizer
 from lorasmith.services.data_curation import Curation
 from lorasmith.services.data_decision import fate_counts
@@ -29,6 +30,17 @@ if TYPE_CHECKING:
 
 DATASET_ID = "dataset_id"  # in the working folder
 GOES_ON = "the same command goes on where this one stopped"
+READS = ("import", "augment")  # steps whose rows come from a source
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of a source that another stage wrote: the steps before it, and what its own one is called, asked and read."""
+
+    before: list[DataStep]
+    operation: str
+    spec: dict[str, Any]
+    inputs: list[StepInput]
 
 
 def import_dataset(
@@ -39,10 +51,11 @@ def import_dataset(
     *,
     dataset_id: str | None = None,
     description: str | None = None,
+    origin: Origin | None = None,
 ) -> Dataset:
     """The dataset of a source. The same source under the same name and spec gives the dataset that is there already.
 
-    `dataset_id` is the id that somebody was told before the import began.
+    `dataset_id` is the id that somebody was told before the import began; `origin` says who wrote the source.
     Ctrl-C raises `Interrupted`, a full disk `DiskFull`, and what was read is left under a hidden name, as after a crash:
     the same call goes on from there.
     """
@@ -64,7 +77,7 @@ def import_dataset(
         fault_point("import.opened")
         work.read(report)
         dataset_id = dataset_id or kept_id(folder)
-        return store(workbench, work, source_sha256, spec, report, dataset_id, description)
+        return store(workbench, work, source_sha256, spec, report, dataset_id, description, origin)
 
 
 def store(
@@ -75,6 +88,7 @@ def store(
     report: Report,
     dataset_id: str,
     description: str | None,
+    origin: Origin | None,
 ) -> Dataset:
     folder = workbench.path(f"datasets/{dataset_id}")
     with staged_folder(
@@ -95,7 +109,7 @@ def store(
             source_sha256=source_sha256,
             spec=spec,
             sha256=sha256,
-            lineage=[recorded_step("import", spec.model_dump(mode="json"), [read], sha256)],
+            lineage=steps_to(sha256, spec, read, origin),
             read_in=dataset_id,
             folder=f"datasets/{dataset_id}",
             num_examples=sum(work.part_sizes.values()),
@@ -114,6 +128,14 @@ def store(
     except BaseException:  # a folder without its row would never be found again
         shutil.rmtree(folder)
         raise
+
+
+def steps_to(sha256: str, spec: DataImportSpec, read: StepInput, origin: Origin | None) -> list[DataStep]:
+    asked = spec.model_dump(mode="json")
+    if origin is None:
+        return [recorded_step("import", asked, [read], sha256)]
+    own = recorded_step(origin.operation, {**origin.spec, "imported": asked}, origin.inputs, sha256)
+    return [*origin.before, own]
 
 
 def source_name(path: Path) -> str:
@@ -170,7 +192,7 @@ def open_context(workbench: Workbench, model: str) -> ContextCheck:
 
 def same_or_conflict(versions: list[Dataset], source: Path, source_sha256: str, spec: DataImportSpec) -> Dataset:
     """The version that this import made, also where the name has gone on to others that were derived from it."""
-    imported = [one for one in versions if [step.operation for step in one.lineage] == ["import"]]
+    imported = [one for one in versions if one.lineage and one.lineage[-1].operation in READS]
     same = next((one for one in imported if one.source_sha256 == source_sha256 and one.spec == spec), None)
     if same is not None:
         return same

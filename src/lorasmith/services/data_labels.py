@@ -6,8 +6,9 @@ from pathlib import Path
 
 from lorasmith.errors import InvalidData, NotFound
 from lorasmith.files import new_id
-from lorasmith.schemas.data import PARTS, DataPreparationSpec, Example, LabelInputs, LabelReport, LabelSpec, Part
+from lorasmith.schemas.data import PARTS, DataPreparationSpec, Example, Part
 from lorasmith.schemas.jobs import JobKind, JobOrder
+from lorasmith.schemas.labels import LabelInputs, LabelReport, LabelSpec
 from lorasmith.services.data import read_examples, write_lines
 from lorasmith.services.data_curation import curate
 from lorasmith.services.data_sources import find_dataset

@@ -36,6 +36,8 @@ FLAT = {  # formats whose rows are texts alone, and their columns
     DatasetFormat.COMPLETION: ("text", "group", "split"),
 }
 AGENT_ROLES = {prompt: role for role, prompt in SYSTEM_PROMPTS.items()}
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+NO_ORIGIN = "made_by (method, teacher, reviewer), an object, which a cell of CSV cannot hold"
 Row = dict[str, Any]
 
 
@@ -45,10 +47,11 @@ class Inexpressible(Exception):
 
 @dataclass
 class Conversion:
-    """Rows written, and how many were left out for each reason."""
+    """Rows written, how many were left out for each reason, and in how many something of them is not written."""
 
     written: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
 
 
 def convert_rows(
@@ -71,7 +74,8 @@ def convert_rows(
     temporary = output.with_name(f".{output.name}.tmp")
     try:
         with disk_errors(output):
-            write(temporary, rows_of(workbench, source, format, leave_out, result))
+            flat = output.suffix.lower() in SEPARATORS
+            write(temporary, rows_of(workbench, source, format, leave_out, result, flat=flat))
         if result.written == 0:
             raise InvalidData(f"no row of {source} can be written as {format}: {', '.join(result.left_out)}")
         temporary.replace(output)
@@ -81,8 +85,9 @@ def convert_rows(
 
 
 def rows_of(
-    workbench: Workbench, source: str, format: DatasetFormat, leave_out: bool, result: Conversion
+    workbench: Workbench, source: str, format: DatasetFormat, leave_out: bool, result: Conversion, *, flat: bool
 ) -> Iterator[Row]:
+    """`flat`: into a file whose cells are texts alone."""
     for example, own in examples_of(workbench, source):
         try:
             row = ROW_OF[format](example)
@@ -95,6 +100,10 @@ def rows_of(
             result.left_out[str(reason)] += 1
             continue
         result.written += 1
+        if example.made_by is not None and flat:
+            result.lost[NO_ORIGIN] += 1
+        elif example.made_by is not None:
+            own = {**own, "made_by": example.made_by.model_dump(mode="json", exclude_none=True)}
         yield {**row, **own}
 
 
@@ -138,15 +147,14 @@ def writer_of(output: Path, format: DatasetFormat) -> Callable[[Path, Iterator[R
     extension = output.suffix.lower()
     if extension in writers:
         return writers[extension]
-    if extension not in (".csv", ".tsv"):
+    if extension not in SEPARATORS:
         raise InvalidSpec(
             f"--output must end in .jsonl, .json, .csv, .tsv or .parquet, got {output.name!r}",
             hint="--output rows.jsonl",
         )
     if format not in FLAT:
         raise InvalidSpec(f"CSV cannot hold the lists of {format}", hint="--output rows.jsonl, or another --to")
-    separator = "," if extension == ".csv" else "\t"
-    return lambda path, rows: write_csv(path, rows, FLAT[format], separator)
+    return lambda path, rows: write_csv(path, rows, FLAT[format], SEPARATORS[extension])
 
 
 def open_text(path: Path) -> TextIO:
@@ -183,7 +191,9 @@ def write_parquet(path: Path, rows: Iterator[Row]) -> None:
         raise MissingExtra("writing Parquet", "data") from None
     found = list(rows)
     if found:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), path)
+        columns = dict.fromkeys(chain.from_iterable(found))  # pyarrow takes those of the first row alone
+        table = pyarrow.Table.from_pylist([{name: row.get(name) for name in columns} for row in found])
+        pyarrow.parquet.write_table(table, path)
 
 
 def own_row(example: Example, format: DatasetFormat) -> Row:

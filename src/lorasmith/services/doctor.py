@@ -15,6 +15,7 @@ from lorasmith.files import existing_parent, folder_size_bytes, verify_manifest
 from lorasmith.model_files import read_facts
 from lorasmith.services.data import TOKENS
 from lorasmith.starter.location import DATASETS, starter_dataset, starter_model
+from lorasmith.store.database_file import DATABASE_NAME, backups, problems
 
 PACKAGES = {
     "train": ("torch", "transformers", "peft", "accelerate", "safetensors", "tensorboard", "matplotlib"),
@@ -35,7 +36,8 @@ class Finding:
 
 
 def examine(home: Path) -> list[Finding]:
-    return [python(), processor(), *packages(), starter(), *starter_data(), home_folder(home), *token_stores(home)]
+    of_home = [home_folder(home), *database(home), *token_stores(home)]
+    return [python(), processor(), *packages(), starter(), *starter_data(), *of_home]
 
 
 def python() -> Finding:
@@ -81,6 +83,20 @@ def starter_data() -> list[Finding]:
         else Finding(f"dataset {name}", "broken", f"{starter_dataset(name)} is missing", "install lorasmith again")
         for name in DATASETS
     ]
+
+
+def database(home: Path) -> list[Finding]:
+    """All of it is read: pages, references between rows, and whether there is one where there must be."""
+    path = home / DATABASE_NAME
+    kept = [folder for table in ("datasets", "adapters", "jobs") for folder in home.glob(f"{table}/*/*.json")]
+    if not path.exists() and not kept:
+        return []
+    found = problems(path) if path.exists() else [f"{path} is gone"]
+    if found:
+        return [Finding("database", "broken", found[0], f"lorasmith --home {home} recover")]
+    copies = backups(home)
+    newest = f"newest backup {copies[0].name}" if copies else "no backup yet"
+    return [Finding("database", "ok", f"{path}, {path.stat().st_size / 1e6:,.1f} MB, {newest}")]
 
 
 def token_stores(home: Path) -> list[Finding]:

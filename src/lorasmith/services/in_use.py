@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from lorasmith.errors import Conflict
-from lorasmith.schemas.jobs import ENDED
+from lorasmith.schemas.jobs import ENDED, JobStatus
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
 def refuse_while_used(workbench: Workbench, noun: str, name: str, fields: Mapping[str, Collection[str | None]]) -> None:
     """Raise `Conflict` naming a job that has not ended and whose spec has one of the values in one of the fields."""
-    from lorasmith.services.jobs import list_jobs
+    from lorasmith.services.jobs import settle_abandoned
 
-    for job in list_jobs(workbench):
-        if job.status not in ENDED and any(job.spec.get(field) in values for field, values in fields.items()):
+    settle_abandoned(workbench)
+    for job in workbench.jobs.newest(limit=sys.maxsize, statuses=set(JobStatus) - ENDED):
+        if any(job.spec.get(field) in values for field, values in fields.items()):
             raise Conflict(
                 f"the {noun} {name!r} is in use: {job.kind} {job.id} is {job.status}",
                 hint=f"wait for it, or lorasmith jobs cancel {job.id}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from lorasmith.faults import fault_point
@@ -24,10 +25,10 @@ def keep_outcome(workbench: Workbench, job: Job, result: dict[str, Any]) -> Adap
     return None
 
 
-def adapter_digest(sha256_by_file: dict[str, str]) -> str:
+def adapter_digest(folder: Path) -> str:
     """One identity for an adapter's content: the digest of its config's and weights' digests."""
     names = ("adapter_config.json", "adapter_model.safetensors")
-    return sha256_bytes("\n".join(f"{name} {sha256_by_file[name]}" for name in names).encode())
+    return sha256_bytes("\n".join(f"{name} {sha256_file(folder / name)}" for name in names).encode())
 
 
 def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adapter:
@@ -40,9 +41,7 @@ def keep_adapter(workbench: Workbench, job: Job, result: TrainingResult) -> Adap
     made = workbench.path(job.folder) / result.adapter_folder
     with staged_folder(workbench.path(folder), replace=True, point="kept-adapter") as staging:
         shutil.copytree(made, staging, dirs_exist_ok=True)
-        digest = adapter_digest(
-            {name: sha256_file(staging / name) for name in ("adapter_config.json", "adapter_model.safetensors")}
-        )
+        digest = adapter_digest(staging)
     taken = inputs.adapter_name in workbench.adapters.names()  # since the run began
     adapter = Adapter(
         id=adapter_id,

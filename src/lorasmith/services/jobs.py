@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -45,11 +46,14 @@ PHASE_STATUS = {
 }
 STOPS_AS = {JobRequest.PAUSE: JobStatus.PAUSED, JobRequest.CANCEL: JobStatus.CANCELLED}
 STOPPED = {JobStatus.PAUSED, JobStatus.INTERRUPTED, JobStatus.FAILED, JobStatus.CANCELLED}
+CANCELLABLE = {JobStatus.PAUSED, JobStatus.INTERRUPTED}  # stopped; a failed job has ended, and keeps why
 
 BACKOFF_S = (2.0, 10.0, 60.0)  # before a crashed job is started again
 RESTARTS = 3  # of an engine that is killed or crashes and has saved nothing new since the last time
 
 Watch = Callable[[Event], None]
+
+log = logging.getLogger(__name__)
 
 
 def create_job(
@@ -128,8 +132,8 @@ def watch_phase(workbench: Workbench, job: Job, lease: Lease, event: Event, watc
     """The row's status follows the engine's phases."""
     status = PHASE_STATUS.get(job.kind, {}).get(event.data.get("name", "")) if event.type == "phase" else None
     if status and status is not job.status:
-        job.status = status
         workbench.jobs.change(job.id, lambda stored: setattr(stored, "status", status), lease=lease)
+        job.status = status
         fault_point("job.phase")
     watch(event)
 
@@ -189,6 +193,7 @@ def conclude(
         stored.completed_at = datetime.now(UTC)
         stored.status, stored.reason_code, stored.reason = verdict(stored, result, error, silent)
         stored.result, stored.request, stored.adapter_id = result, None, adapter.id if adapter else None
+        stored.needed_bytes = error.needed_bytes if error else None
         if again and stored.status is JobStatus.INTERRUPTED and stored.reason_code == "crashed" and stored.auto_resume:
             start_again(stored, reached)
 
@@ -219,13 +224,21 @@ def backoff_s(job: Job) -> float:
 
 
 def settle_abandoned(workbench: Workbench) -> None:
-    """Conclude jobs whose engine has ended and that nobody answers for."""
+    """Conclude jobs whose engine has ended and that nobody answers for. One that cannot be concluded stays as it is."""
     for job in workbench.jobs.abandoned():
-        if not engine_runs(workbench.path(job.folder)):
-            taken = workbench.jobs.adopt(holder(), job.id)
-            if taken is not None:
-                concluded = conclude(workbench, *taken, again=True)
-                workbench.jobs.release(taken[1], after_s=backoff_s(concluded))
+        try:
+            settle(workbench, job)
+        except Exception as error:
+            log.warning("what came of %s could not be stored: %s", job.id, error)
+
+
+def settle(workbench: Workbench, job: Job) -> None:
+    if engine_runs(workbench.path(job.folder)):
+        return
+    taken = workbench.jobs.adopt(holder(), job.id)
+    if taken is not None:
+        concluded = conclude(workbench, *taken, again=True)
+        workbench.jobs.release(taken[1], after_s=backoff_s(concluded))
 
 
 def list_jobs(workbench: Workbench) -> list[Job]:
@@ -269,7 +282,7 @@ def ask(workbench: Workbench, job: Job, request: JobRequest) -> Job:
         if direct is not None and stored.status is JobStatus.QUEUED:
             stored.status, stored.completed_at = direct, now()
             stored.reason_code, stored.reason = direct.value, f"{direct} before it had started"
-        elif request is JobRequest.CANCEL and stored.status in STOPPED:
+        elif request is JobRequest.CANCEL and stored.status in CANCELLABLE:
             stored.status = JobStatus.CANCELLED
         elif stored.status not in ACTIVE:
             raise Conflict(f"{stored.id} is {stored.status}, so it cannot {request}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorasmith.errors import InvalidSpec, NotFound, did_you_mean
-from lorasmith.files import disk_errors, read_json
+from lorasmith.files import disk_errors, only_one_process, read_json
 from lorasmith.schemas.secrets import LONGEST_SECRET, SECRET_NAME, Secret
 from lorasmith.services.access import write_private
 from lorasmith.store.secrets import FileVault, KeyringVault, Vault, has_keyring
@@ -29,8 +28,7 @@ def secrets_folder(home: Path) -> Path:
 def changing(home: Path) -> Iterator[dict[str, Secret]]:
     """The known secrets, stored again at the end; one process at a time."""
     folder = secrets_folder(home)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with only_one_process(folder / "lock"):
         known = {secret.name: secret for secret in list_secrets(home)}
         yield known
         kept = [secret.model_dump(mode="json") for secret in known.values()]

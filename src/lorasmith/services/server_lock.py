@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from lorasmith.errors import Conflict
+from lorasmith.files import try_lock
 from lorasmith.services.access import server_folder
 
 LOCK = "running.json"
@@ -34,14 +34,12 @@ def only_server(home: Path) -> Iterator[ServerLock]:
     """Raises `Conflict` with process and address of the server that is there already."""
     path = server_folder(home) / LOCK
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file.fileno()):
             file.seek(0)
             raise Conflict(
                 f"another server works on {home}: {described(file.read())}",
                 hint="use that one, stop it first, or give this one another --home",
-            ) from None
+            )
         lock = ServerLock(file)
         lock.say("starting")
         yield lock

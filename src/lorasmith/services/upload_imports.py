@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 
 from lorasmith.errors import Interrupted
-from lorasmith.schemas.uploads import DatasetStatus
-from lorasmith.services.uploads import find_upload, import_upload, list_uploads, remove_stale_uploads
+from lorasmith.schemas.uploads import Upload
+from lorasmith.services.uploads import PASSES, find_upload, import_upload, left_to_import, remove_stale_uploads
 from lorasmith.services.workbench import Workbench
 
 STOP_S = 30.0  # that the import gets to write down where it is
+AGAIN_S = 30.0  # until an import is tried again that a full disk or another process held up
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +24,14 @@ class Importer:
     def __init__(self, workbench: Workbench) -> None:
         self.workbench = workbench
         self.waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.later: dict[str, float] = {}  # when to try again what was held up
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self.work, name="imports", daemon=True)
 
     def begin(self) -> None:
         remove_stale_uploads(self.workbench)
-        for upload in list_uploads(self.workbench):
-            if upload.status is DatasetStatus.PROCESSING:
-                self.add(upload.id)
+        for upload in left_to_import(self.workbench):
+            self.add(upload.id)
         self.thread.start()
 
     def add(self, upload_id: str) -> None:
@@ -41,13 +43,32 @@ class Importer:
         self.thread.join(STOP_S)
 
     def work(self) -> None:
-        while (upload_id := self.waiting.get()) is not None and not self.stopping.is_set():
-            upload = find_upload(self.workbench, upload_id)
-            if upload is None:
-                continue
+        while (upload_id := self.next()) is not None and not self.stopping.is_set():
             try:
-                import_upload(self.workbench, upload, self.stopping.is_set)
+                upload = find_upload(self.workbench, upload_id)
+                if upload is not None:
+                    self.import_or_wait(upload)
             except Interrupted:
                 return
             except Exception:
                 log.exception("the import of %s failed", upload_id)  # the upload says that it did
+
+    def import_or_wait(self, upload: Upload) -> None:
+        try:
+            import_upload(self.workbench, upload, self.stopping.is_set)
+        except PASSES as error:
+            log.warning("the import of %s is tried again in %.0f s: %s", upload.id, AGAIN_S, error.message)
+            self.later[upload.id] = time.monotonic() + AGAIN_S
+
+    def next(self) -> str | None:
+        """One whose time has come again, or else the next one that is added; None when the server stops."""
+        while True:
+            now = time.monotonic()
+            due = [upload_id for upload_id, at in self.later.items() if at <= now]
+            if due:
+                del self.later[due[0]]
+                return due[0]
+            try:
+                return self.waiting.get(timeout=min(self.later.values()) - now if self.later else None)
+            except queue.Empty:
+                continue

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidData, LorasmithError, NotFound
-from lorasmith.files import STAGING_PREFIX, existing_parent, new_id, read_json, sha256_file, write_json
+from lorasmith.errors import Busy, Conflict, DiskFull, Interrupted, InvalidData, InvalidSpec, LorasmithError, NotFound
+from lorasmith.files import STAGING_PREFIX, existing_parent, new_id, read_json, sha256_file, write_bytes, write_json
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.jobs import now
 from lorasmith.schemas.uploads import DatasetStatus, Upload
+from lorasmith.services.data_curation import INDEX
 from lorasmith.services.data_files import OTHER_FORMATS, SUPPORTED, SUPPORTED_TEXT, inner_extension
-from lorasmith.services.data_import import import_dataset
+from lorasmith.services.data_import import import_dataset, work_place
+from lorasmith.services.data_index import Busy as BusyImport
+from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.data_progress import Progress
 from lorasmith.services.names import check_model_name
 from lorasmith.services.workbench import Workbench
 
 UPLOADS, STATE, DONE = "uploads", "upload.json", "imported.json"
 KEPT_FREE_BYTES = 100 * 1024**2  # for rows and logs, whatever is uploaded
+RESERVE, RESERVE_BYTES = "reserve", 16 * 1024  # what a full disk leaves to write down why an import waits
 LONGEST_FILE_NAME = 255  # characters that are kept of what the sender calls it
 STALE_AFTER = timedelta(days=7)
+PASSES = (Busy, BusyImport, DiskFull)  # the same import may go well later
+AT_FAULT = (InvalidData, InvalidSpec, Conflict)  # the file, its options or its name: it is not kept
+UNKNOWN = (
+    "the import met an error that lorasmith does not know, which the server's log has; it is tried again when the server "
+    "is started again"
+)
 NAMES = threading.Lock()  # two uploads at once do not take one name
 
 
@@ -47,6 +59,7 @@ def begin_upload(
         check_name_is_free(workbench, spec.name)
         workbench.path(upload.folder).mkdir(parents=True)
         save(workbench, upload)
+    keep_reserve(workbench, upload)
     workbench.path(upload.content).touch()
     return upload
 
@@ -102,6 +115,16 @@ def save(workbench: Workbench, upload: Upload) -> Upload:
     upload.updated_at = now()
     write_json(workbench.path(upload.folder) / STATE, upload.model_dump(mode="json"))
     return upload
+
+
+def keep_reserve(workbench: Workbench, upload: Upload) -> None:
+    write_bytes(workbench.path(upload.folder) / RESERVE, bytes(RESERVE_BYTES))
+
+
+def save_outcome(workbench: Workbench, upload: Upload, status: DatasetStatus, problem: str | None = None) -> None:
+    (workbench.path(upload.folder) / RESERVE).unlink(missing_ok=True)
+    upload.status, upload.problem = status, problem
+    save(workbench, upload)
 
 
 def list_uploads(workbench: Workbench) -> list[Upload]:
@@ -163,9 +186,10 @@ def finish_upload(workbench: Workbench, upload: Upload, sha256: str | None = Non
 
 
 def import_upload(workbench: Workbench, upload: Upload, is_stopping: Callable[[], bool]) -> Dataset | None:
-    """The dataset, or None where it could not be made, which `upload.problem` says.
+    """The dataset, or None where it could not be made, which `upload.problem` says. Only a file at fault is removed then.
 
-    Raises `Interrupted` when `is_stopping` became true; the same call goes on from there.
+    Raises one of `PASSES` where it waits for room or for another process, and `Interrupted` when `is_stopping` became
+    true: the same call goes on from there.
     """
     path = workbench.path(upload.content)
 
@@ -173,6 +197,10 @@ def import_upload(workbench: Workbench, upload: Upload, is_stopping: Callable[[]
         if is_stopping():
             raise KeyboardInterrupt  # what Ctrl-C does to `data import`: all that was read stays
 
+    if upload.problem is not None:  # of the last try, which has used the reserve
+        keep_reserve(workbench, upload)
+        upload.status, upload.problem = DatasetStatus.PROCESSING, None
+        save(workbench, upload)
     try:
         dataset = import_dataset(
             workbench, path, upload.spec, report, dataset_id=upload.id, description=upload.description
@@ -181,24 +209,33 @@ def import_upload(workbench: Workbench, upload: Upload, is_stopping: Callable[[]
             raise Conflict(f"there is already a dataset {upload.spec.name!r} of the same content: {dataset.id}")
     except Interrupted:
         raise
-    except LorasmithError as error:
-        text = error.message.replace(str(path), upload.file_name)
-        upload.problem = f"{text} ({error.hint})" if error.hint else text
-    except Exception:
-        upload.problem = "the import met an error that lorasmith does not know; the server's log has it"
+    except PASSES as error:
+        save_outcome(workbench, upload, DatasetStatus.PROCESSING, f"it is tried again: {said(error, upload, path)}")
         raise
-    else:
-        upload.status = DatasetStatus.READY
-        save(workbench, upload)
-        state = workbench.path(upload.folder) / STATE
-        state.replace(state.with_name(DONE))  # lists do not read it any more
-        return dataset
-    finally:
-        if upload.problem is not None:
-            upload.status = DatasetStatus.ERROR
-            save(workbench, upload)
+    except LorasmithError as error:
+        save_outcome(workbench, upload, DatasetStatus.ERROR, said(error, upload, path))
+        if isinstance(error, AT_FAULT):
             path.unlink(missing_ok=True)
-    return None
+        return None
+    except Exception:
+        save_outcome(workbench, upload, DatasetStatus.ERROR, UNKNOWN)
+        raise
+    save_outcome(workbench, upload, DatasetStatus.READY)
+    state = workbench.path(upload.folder) / STATE
+    state.replace(state.with_name(DONE))  # lists do not read it any more
+    return dataset
+
+
+def said(error: LorasmithError, upload: Upload, path: Path) -> str:
+    text = error.message.replace(str(path), upload.file_name)
+    return f"{text} ({error.hint})" if error.hint else text
+
+
+def left_to_import(workbench: Workbench) -> list[Upload]:
+    """What an earlier server was importing, and what it could not import though nothing was wrong with the file."""
+    found = list_uploads(workbench)
+    kept = [one for one in found if one.status is DatasetStatus.ERROR and workbench.path(one.content).exists()]
+    return [one for one in found if one.status is DatasetStatus.PROCESSING] + kept
 
 
 def remove_stale_uploads(workbench: Workbench) -> None:
@@ -213,7 +250,16 @@ def remove_stale_uploads(workbench: Workbench) -> None:
 
 
 def remove_upload(workbench: Workbench, upload: Upload) -> None:
-    """Raises `Conflict` while it is imported."""
-    if upload.status is DatasetStatus.PROCESSING:
+    """Raises `Conflict` while it is imported; one that waits to be tried again goes, with what was read of it."""
+    if upload.status is DatasetStatus.PROCESSING and upload.problem is None:
         raise Conflict(f"the dataset {upload.spec.name!r} is being imported", hint="wait until it is ready or an error")
+    if upload.problem is not None:
+        remove_what_was_read(work_place(workbench.path("datasets"), upload.spec.name))
     shutil.rmtree(workbench.path(upload.folder), ignore_errors=True)
+
+
+def remove_what_was_read(folder: Path) -> None:
+    """Not where another process imports under that name: it holds the index."""
+    if (folder / INDEX).exists():
+        with suppress(BusyImport, sqlite3.Error), ImportIndex(folder / INDEX):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -35,8 +35,9 @@ class Workbench:
     evaluations: Table[Evaluation]
 
     @classmethod
-    def open(cls, settings: Settings) -> Workbench:
-        engine = open_database(settings.home)
+    def open(cls, settings: Settings, *, anew: bool = False) -> Workbench:
+        """Raises `DamagedDatabase`; `anew` makes a database where there is none beside folders."""
+        engine = open_database(settings.home, anew=anew)
         return cls(
             home=settings.home,
             datasets=Table(engine, DatasetRecord, Dataset),

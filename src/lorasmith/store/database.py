@@ -9,18 +9,19 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, Float, Index, create_engine, event, inspect, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from lorasmith.errors import Busy, Conflict
 from lorasmith.files import disk_full, only_one_process
+from lorasmith.store.database_file import DATABASE_NAME, back_up, backup_due, damaged, is_damage
 
-DATABASE_NAME = "lorasmith.db"
 MIGRATION_LOCK = "lorasmith.db.migration"
 BUSY_TIMEOUT_MS = 10_000
 HEAD_REVISION = "0002"
 READ_ONLY = "lorasmith_reads"
+KEPT_FOLDERS = ("datasets/*/dataset.json", "adapters/*/manifest.json", "jobs/*/job.json")
 
 
 class Base(DeclarativeBase):
@@ -70,15 +71,36 @@ class EvaluationRecord(Record):
     __tablename__ = "evaluations"
 
 
-def open_database(home: Path) -> Engine:
-    """Connect, in WAL mode, and bring the schema to the newest revision."""
+def open_database(home: Path, *, anew: bool = False) -> Engine:
+    """Connect, in WAL mode, and bring the schema to the newest revision. A copy is kept before that, and once a day.
+
+    Raises `DamagedDatabase` for a file that is not a whole database, and, unless `anew`, where there is none beside the folders
+    that it listed.
+    """
     home.mkdir(parents=True, exist_ok=True)
+    engine = connect(home)
+    with database_errors(engine):
+        if current_revision(engine) != HEAD_REVISION or backup_due(home):
+            with only_one_process(home / MIGRATION_LOCK):
+                prepare(engine, home, anew)
+    return engine
+
+
+def prepare(engine: Engine, home: Path, anew: bool) -> None:
+    """What is due, if no other process has done it meanwhile."""
+    revision = current_revision(engine)
+    if revision is None and not anew and any(next(home.glob(kept), None) for kept in KEPT_FOLDERS):
+        raise damaged(home / DATABASE_NAME, "it lists nothing, and there are folders that it listed")
+    if revision is not None and (revision != HEAD_REVISION or backup_due(home)):
+        back_up(home / DATABASE_NAME)
+    if revision != HEAD_REVISION:
+        migrate(engine)
+
+
+def connect(home: Path) -> Engine:
     engine = create_engine(f"sqlite:///{home / DATABASE_NAME}")
     event.listen(engine, "connect", set_pragmas)
     event.listen(engine, "begin", begin)
-    if current_revision(engine) != HEAD_REVISION:
-        with only_one_process(home / MIGRATION_LOCK):
-            migrate(engine)
     return engine
 
 
@@ -125,24 +147,28 @@ def migrate(engine: Engine) -> None:
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
     """Read and write; one at a time in all processes. Raises `Busy` when another one holds the database too
-    long, and `DiskFull`.
+    long, `DiskFull` and `DamagedDatabase`.
     """
-    with busy_errors(engine), Session(engine) as session, session.begin():
+    with database_errors(engine), Session(engine) as session, session.begin():
         yield session
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """Read one state of the database; neither waits for a writer nor makes it wait."""
-    with busy_errors(engine), Session(engine.execution_options(**{READ_ONLY: True})) as session:
+    with database_errors(engine), Session(engine.execution_options(**{READ_ONLY: True})) as session:
         yield session
 
 
 @contextmanager
-def busy_errors(engine: Engine) -> Iterator[None]:
+def database_errors(engine: Engine) -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except DatabaseError as error:
+        if is_damage(error.orig):
+            raise damaged(Path(engine.url.database or "."), error.orig) from error
+        if not isinstance(error, OperationalError):
+            raise
         code = getattr(error.orig, "sqlite_errorcode", None)
         if code == sqlite3.SQLITE_FULL:
             raise disk_full(Path(engine.url.database or ".")) from error

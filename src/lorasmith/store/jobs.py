@@ -52,12 +52,12 @@ class JobTable(Table[Job]):
     def newest(
         self,
         *,
-        limit: int,
+        limit: int | None,
         after: str | None = None,
         statuses: set[JobStatus] | None = None,
         kind: JobKind | None = None,
     ) -> list[Job]:
-        """At most `limit` jobs, newest first, from behind the job `after`."""
+        """At most `limit` jobs (None: all of them), newest first, from behind the job `after`."""
         statement = select(JobRecord.document).order_by(JobRecord.id.desc()).limit(limit)
         if after is not None:
             statement = statement.where(JobRecord.id < after)

@@ -308,6 +308,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/finetune/datasets/{dataset_id}/ledger/file": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Dataset Ledger File
+         * @description Send the whole ledger as JSON Lines
+         */
+        get: operations["dataset_ledger_file"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/finetune/datasets/{dataset_id}/validate": {
         parameters: {
             query?: never;
@@ -322,26 +342,6 @@ export interface paths {
          * @description Hold a dataset's files against their checksums and check its rows again
          */
         post: operations["validate_dataset"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/v1/finetune/datasets/{dataset_id}/split": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Split Dataset
-         * @description Assign rows to train, val and test anew, as a new version or under a new name; 200 where nothing changes
-         */
-        post: operations["split_dataset"];
         delete?: never;
         options?: never;
         head?: never;
@@ -406,6 +406,106 @@ export interface paths {
         get: operations["get_conversion_file"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/finetune/datasets/{dataset_id}/split": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Split Dataset
+         * @description Assign rows to train, val and test anew, as a new version or under a new name; 200 where nothing changes
+         */
+        post: operations["split_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/finetune/datasets/{dataset_id}/dedup": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Dedup Dataset
+         * @description Take near duplicates out, or bring them back, as a new version or under a new name; 200 where nothing changes
+         */
+        post: operations["dedup_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/finetune/datasets/{dataset_id}/restore": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Restore Dataset
+         * @description Point the name of a dataset at this version again; If-Match holds the version that it points at now
+         */
+        post: operations["restore_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/finetune/datasets/{dataset_id}/lineage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Dataset Lineage
+         * @description Say which steps the dataset was made by, from its source on
+         */
+        get: operations["dataset_lineage"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/finetune/datasets/{dataset_id}/replay": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Replay Dataset
+         * @description Run the steps of a dataset again from its source and compare the digests
+         */
+        post: operations["replay_dataset"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1294,6 +1394,14 @@ export interface components {
                 [key: string]: number;
             };
             /**
+             * Lost
+             * @description What the file cannot hold, to rows that have it.
+             * @default {}
+             */
+            lost: {
+                [key: string]: number;
+            };
+            /**
              * Created At
              * Format: date-time
              */
@@ -1487,6 +1595,26 @@ export interface components {
          */
         DatasetStatus: "uploading" | "processing" | "ready" | "error";
         /**
+         * DedupRequest
+         * @description Near duplicates from `threshold` on are taken out; null brings all of them back.
+         * @example {
+         *       "threshold": 0.85
+         *     }
+         */
+        DedupRequest: {
+            /**
+             * Threshold
+             * @description Similarity of two rows.
+             * @default 0.8
+             */
+            threshold?: number | null;
+            /**
+             * Name
+             * @description Of a new dataset; absent: a version of this one.
+             */
+            name?: string | null;
+        };
+        /**
          * DiskEstimate
          * @description What the run leaves, and the most that it holds at a time.
          */
@@ -1505,6 +1633,12 @@ export interface components {
             checkpoints: number;
             /** Prefix Cache Bytes */
             prefix_cache_bytes: number;
+            /**
+             * Token Store Bytes
+             * @description Beside the dataset, for later runs too, unless it is there already.
+             * @default 0
+             */
+            token_store_bytes: number;
             /**
              * Adapter Bytes
              * @description In the job folder, and once more in the store.
@@ -1759,10 +1893,10 @@ export interface components {
         };
         /**
          * Fate
-         * @description What became of an input row. `cut` is reserved for a pass over a dataset that cuts, which there is none of yet.
+         * @description What became of an input row: when the dataset was made, and, the last four, when a model is trained on it.
          * @enum {string}
          */
-        Fate: "kept" | "changed" | "cut" | "exact_duplicate" | "near_duplicate" | "leaks" | "rejected";
+        Fate: "kept" | "changed" | "exact_duplicate" | "near_duplicate" | "leaks" | "rejected" | "cut" | "split" | "dropped" | "refused";
         /** FileDeleted */
         FileDeleted: {
             /** Id */
@@ -2084,7 +2218,7 @@ export interface components {
          * JobKind
          * @enum {string}
          */
-        JobKind: "training" | "evaluation" | "export" | "generation" | "labels" | "estimate" | "augmentation" | "statistics";
+        JobKind: "training" | "evaluation" | "export" | "generation" | "labels" | "estimate" | "augmentation" | "statistics" | "ledger";
         /** JobList */
         JobList: {
             /**
@@ -2176,10 +2310,12 @@ export interface components {
          * LedgerLine
          * @description What became of one input row. `line` is its line in `file` where the format has lines.
          *
-         *     `changes` says how a changed row was mended; `cut_tokens` how many tokens were cut; `similarity` (0 to 1) how near a
-         *     near duplicate is to `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was
-         *     found in a row that stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part
-         *     that the row itself asks for, `own_group` its group where it was joined with others.
+         *     `changes` says how a changed row was mended; `similarity` (0 to 1) how near a near duplicate is to
+         *     `duplicate_of_row`; `leaks_into` which item of which benchmark the row holds; `flags` what was found in a row that
+         *     stays or is rejected; `tokens` how long its contents are, where a tokenizer was given. `asked_part` is the part that
+         *     the row itself asks for, `own_group` its group where it was joined with others. Where training is asked about, of a
+         *     row that it does not take as it stands: `rendered_tokens` how long it is, `cut_tokens` how many of them are cut, and
+         *     `examples` how many are made of it.
          */
         LedgerLine: {
             /** Row */
@@ -2207,6 +2343,10 @@ export interface components {
             changes: string[] | null;
             /** Cut Tokens */
             cut_tokens: number | null;
+            /** Rendered Tokens */
+            rendered_tokens: number | null;
+            /** Examples */
+            examples: number | null;
             /** Tokens */
             tokens: number | null;
             /** Language */
@@ -2227,6 +2367,68 @@ export interface components {
             data: components["schemas"]["LedgerLine"][];
             /** Next Cursor */
             next_cursor: string | null;
+        };
+        /**
+         * Lineage
+         * @description From the source to this version, and the versions of its name.
+         */
+        Lineage: {
+            /**
+             * Dataset Id
+             * @example dataset_01JD0000000000000000000000
+             */
+            dataset_id: string;
+            /**
+             * Version
+             * @example support@1f3870be274f
+             */
+            version: string;
+            /** Steps */
+            steps: components["schemas"]["LineageStep"][];
+            /**
+             * Versions
+             * @description Of the name, the oldest first.
+             * @example [
+             *       "support@1f3870be274f"
+             *     ]
+             */
+            versions: string[];
+        };
+        /**
+         * LineageStep
+         * @description One step; of a file of this machine `inputs` say its name alone.
+         */
+        LineageStep: {
+            /**
+             * Operation
+             * @example import
+             * @example dedup
+             * @example split
+             * @example decontaminate
+             * @example augment
+             */
+            operation: string;
+            /** Options */
+            options: {
+                [key: string]: unknown;
+            };
+            /** Inputs */
+            inputs: components["schemas"]["StepInput"][];
+            /**
+             * Sha256
+             * @description Of the version that came out.
+             */
+            sha256: string;
+            /**
+             * Lorasmith
+             * @description Version of the program that ran it.
+             */
+            lorasmith: string;
+            /**
+             * Created At
+             * Format: date-time
+             */
+            created_at: string;
         };
         /**
          * LoRAConfigRequest
@@ -2902,6 +3104,41 @@ export interface components {
             };
         };
         /**
+         * ReplayResource
+         * @description Every step run again; nothing of it is stored. A teacher is not asked again: `note` says what was taken instead.
+         */
+        ReplayResource: {
+            /**
+             * Dataset Id
+             * @example dataset_01JD0000000000000000000000
+             */
+            dataset_id: string;
+            /** Equal */
+            equal: boolean;
+            /** Steps */
+            steps: components["schemas"]["ReplayedStep"][];
+        };
+        /**
+         * ReplayedStep
+         * @description One step of a chain, run again. `difference` says where it parts from what was recorded; None where it is equal.
+         *
+         *     `note` says what was taken as it is recorded instead of made again.
+         */
+        ReplayedStep: {
+            /** Operation */
+            operation: string;
+            /** Recorded */
+            recorded: string;
+            /** Replayed */
+            replayed: string;
+            /** Equal */
+            equal: boolean;
+            /** Difference */
+            difference: string | null;
+            /** Note */
+            note: string | null;
+        };
+        /**
          * RowFinding
          * @description A finding and where it stands. `rejected`: an import leaves the row out.
          */
@@ -3009,6 +3246,24 @@ export interface components {
              * @description Of a new dataset; absent: a version of this one.
              */
             name?: string | null;
+        };
+        /**
+         * StepInput
+         * @description What a step read: a source or a benchmark by its path, a dataset version by its name, the rows of a review by
+         *     their path in the home folder; `id` of the dataset, or of the job that was reviewed.
+         */
+        StepInput: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "source" | "benchmark" | "dataset" | "review";
+            /** Name */
+            name: string;
+            /** Sha256 */
+            sha256: string;
+            /** Id */
+            id: string | null;
         };
         /**
          * Suggestion
@@ -3219,7 +3474,7 @@ export interface components {
             double_quantization?: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file; auto: fast where it is faster and fits, lean where memory is short.
              * @default auto
              * @enum {string}
              */
@@ -3430,7 +3685,7 @@ export interface components {
             double_quantization: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; auto: where that is faster and fits.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file; auto: fast where it is faster and fits, lean where memory is short.
              * @default auto
              * @enum {string}
              */
@@ -4223,6 +4478,7 @@ export type DatasetPreview = components['schemas']['DatasetPreview'];
 export type DatasetResource = components['schemas']['DatasetResource'];
 export type DatasetStatistics = components['schemas']['DatasetStatistics'];
 export type DatasetStatus = components['schemas']['DatasetStatus'];
+export type DedupRequest = components['schemas']['DedupRequest'];
 export type DiskEstimate = components['schemas']['DiskEstimate'];
 export type Estimate = components['schemas']['Estimate'];
 export type EstimateRequest = components['schemas']['EstimateRequest'];
@@ -4250,6 +4506,8 @@ export type JobResource = components['schemas']['JobResource'];
 export type JobStatus = components['schemas']['JobStatus'];
 export type LedgerLine = components['schemas']['LedgerLine'];
 export type LedgerPage = components['schemas']['LedgerPage'];
+export type Lineage = components['schemas']['Lineage'];
+export type LineageStep = components['schemas']['LineageStep'];
 export type LoRAConfigRequest = components['schemas']['LoRAConfigRequest'];
 export type LoRAConfigResource = components['schemas']['LoRAConfigResource'];
 export type LoRASpec = components['schemas']['LoRASpec'];
@@ -4276,11 +4534,14 @@ export type PresetRequest = components['schemas']['PresetRequest'];
 export type PresetResource = components['schemas']['PresetResource'];
 export type QLoRAConfigRequest = components['schemas']['QLoRAConfigRequest'];
 export type Readiness = components['schemas']['Readiness'];
+export type ReplayResource = components['schemas']['ReplayResource'];
+export type ReplayedStep = components['schemas']['ReplayedStep'];
 export type RowFinding = components['schemas']['RowFinding'];
 export type Secret = components['schemas']['Secret'];
 export type SecretValue = components['schemas']['SecretValue'];
 export type Session = components['schemas']['Session'];
 export type SplitRequest = components['schemas']['SplitRequest'];
+export type StepInput = components['schemas']['StepInput'];
 export type Suggestion = components['schemas']['Suggestion'];
 export type Supervised = components['schemas']['Supervised'];
 export type TimeEstimate = components['schemas']['TimeEstimate'];
@@ -4945,6 +5206,34 @@ export interface operations {
             429: components["responses"]["Problem429"];
         };
     };
+    dataset_ledger_file: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name of a dataset, or `name@digits` of a version. */
+                dataset_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The file. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": string;
+                };
+            };
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+        };
+    };
     validate_dataset: {
         parameters: {
             query?: never;
@@ -4968,51 +5257,6 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["ValidationResource"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            409: components["responses"]["Problem409"];
-            413: components["responses"]["Problem413"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            507: components["responses"]["Problem507"];
-        };
-    };
-    split_dataset: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Id or name of a dataset, or `name@digits` of a version. */
-                dataset_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["SplitRequest"];
-            };
-        };
-        responses: {
-            /** @description OK */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["DatasetResource"];
-                };
-            };
-            /** @description Successful Response */
-            201: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["DatasetResource"];
                 };
             };
             400: components["responses"]["Problem400"];
@@ -5141,6 +5385,188 @@ export interface operations {
             404: components["responses"]["Problem404"];
             422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
+        };
+    };
+    split_dataset: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name of a dataset, or `name@digits` of a version. */
+                dataset_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SplitRequest"];
+            };
+        };
+        responses: {
+            /** @description Nothing changed */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetResource"];
+                };
+            };
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetResource"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            507: components["responses"]["Problem507"];
+        };
+    };
+    dedup_dataset: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name of a dataset, or `name@digits` of a version. */
+                dataset_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DedupRequest"];
+            };
+        };
+        responses: {
+            /** @description Nothing changed */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetResource"];
+                };
+            };
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetResource"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            507: components["responses"]["Problem507"];
+        };
+    };
+    restore_dataset: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description ETag of the state that is changed, or `*`. */
+                "if-match"?: string | null;
+            };
+            path: {
+                /** @description Id or name of a dataset, or `name@digits` of a version. */
+                dataset_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetResource"];
+                };
+            };
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            412: components["responses"]["Problem412"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            507: components["responses"]["Problem507"];
+        };
+    };
+    dataset_lineage: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name of a dataset, or `name@digits` of a version. */
+                dataset_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Lineage"];
+                };
+            };
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+        };
+    };
+    replay_dataset: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id or name of a dataset, or `name@digits` of a version. */
+                dataset_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ReplayResource"];
+                };
+            };
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            507: components["responses"]["Problem507"];
         };
     };
     list_jobs: {

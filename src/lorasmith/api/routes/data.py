@@ -6,8 +6,10 @@ from itertools import islice
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import FileResponse
 
 from lorasmith.api import datasets
+from lorasmith.api.contents import FILE
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.etags import CHANGING, IfMatch, check_match, tag
 from lorasmith.api.paging import Cursor, Limit, page_of
@@ -22,8 +24,16 @@ from lorasmith.schemas.api_data import (
     LedgerPage,
 )
 from lorasmith.schemas.data import DatasetFormat, Fate, FindingName, Part
+from lorasmith.schemas.data_lineage import SHOWN_DIGITS
 from lorasmith.schemas.uploads import DatasetStatus
-from lorasmith.services.data import describe_dataset, ledger_lines, read_examples
+from lorasmith.services.data import (
+    check_fate,
+    describe_dataset,
+    ledger_lines,
+    ledger_path,
+    read_examples,
+    require_stored,
+)
 from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.data_versions import versions_of
 from lorasmith.services.in_use import refuse_while_used
@@ -140,6 +150,7 @@ def dataset_ledger(
     flag: FindingName | None = None,
 ) -> LedgerPage:
     """Say what became of each input row"""
+    check_fate(fate)
     if cursor is not None and not (cursor.isascii() and cursor.isdigit()):
         raise InvalidSpec(f"a cursor of the ledger is a row number, got {cursor!r}")
     dataset = datasets.require_ready(workbench, dataset_id)
@@ -148,3 +159,14 @@ def dataset_ledger(
     found = list(islice(lines, limit + 1))
     shown = found[:limit]
     return LedgerPage(data=shown, next_cursor=str(shown[-1].row) if len(found) > limit else None)
+
+
+@router.get("/{dataset_id}/ledger/file", response_class=FileResponse, responses=FILE)
+def dataset_ledger_file(workbench: CurrentWorkbench, dataset_id: DatasetId) -> FileResponse:
+    """Send the whole ledger as JSON Lines"""
+    dataset = datasets.require_ready(workbench, dataset_id)
+    return FileResponse(
+        require_stored(ledger_path(workbench, dataset), dataset),
+        media_type="application/octet-stream",
+        filename=f"{dataset.plain_name}-{dataset.sha256[:SHOWN_DIGITS]}-ledger.jsonl",
+    )

@@ -1,4 +1,4 @@
-"""Datasets: check again, split anew, write in another format."""
+"""Datasets: check again, write in another format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import FileResponse
-from pydantic import ValidationError
 
 from lorasmith.api import datasets
 from lorasmith.api.contents import FILE
@@ -15,26 +14,22 @@ from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.idempotency import IdempotentRoute
 from lorasmith.api.problems import without_paths
 from lorasmith.api.routes.data import DatasetId
-from lorasmith.errors import InvalidSpec, NotFound
+from lorasmith.errors import NotFound
 from lorasmith.files import new_id, read_json, write_json
-from lorasmith.schemas.api_data import DatasetResource
 from lorasmith.schemas.api_data_steps import (
     SHOWN_FINDINGS,
     Conversion,
     ConversionRequest,
-    SplitRequest,
     ValidationRequest,
     ValidationResource,
 )
 from lorasmith.schemas.data import DataPreparationSpec
 from lorasmith.schemas.jobs import now
 from lorasmith.schemas.validation import RowFinding
-from lorasmith.services.data_redeciding import split
 from lorasmith.services.data_validation import validate_data
 from lorasmith.services.data_writing import convert_rows
 from lorasmith.services.names import check_model_name
 from lorasmith.services.specs import parse_spec
-from lorasmith.services.uploads import NAMES, check_name_is_free
 from lorasmith.services.workbench import Workbench
 
 PREFIX = "/api/v1/finetune"
@@ -72,34 +67,6 @@ def validate_dataset(
     )
 
 
-@router.post("/datasets/{dataset_id}/split", status_code=201, responses={200: {"model": DatasetResource}})
-def split_dataset(
-    workbench: CurrentWorkbench, dataset_id: DatasetId, asked: SplitRequest, response: Response
-) -> DatasetResource:
-    """Assign rows to train, val and test anew, as a new version or under a new name; 200 where nothing changes"""
-    changes = asked.model_dump(exclude_unset=True, exclude={"name"})
-    missing = [field for field, value in changes.items() if value is None and field != "stratify"]
-    if missing or not changes:
-        raise InvalidSpec(
-            f"{missing[0]} is null" if missing else "say what is to change: split, salt, exact or stratify"
-        )
-    if asked.exact and asked.stratify:
-        raise InvalidSpec("exact cuts all rows and stratify each label: give one of them")
-    dataset = datasets.require_ready(workbench, dataset_id)
-    with NAMES:
-        if asked.name is not None:
-            check_name_is_free(workbench, asked.name)
-        try:
-            done = split(workbench, dataset.id, changes, new_name=asked.name)
-        except ValidationError as error:
-            raise InvalidSpec(
-                "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
-            ) from None
-    response.headers["Location"] = f"{PREFIX}/datasets/{done.after.id}"
-    response.status_code = 200 if done.after.id == done.before.id else 201
-    return datasets.show(workbench, done.after.id)
-
-
 @router.post("/datasets/convert", status_code=201)
 def convert_dataset(workbench: CurrentWorkbench, asked: ConversionRequest, response: Response) -> Conversion:
     """Write a dataset's rows in another format, as a file to fetch"""
@@ -118,6 +85,7 @@ def convert_dataset(workbench: CurrentWorkbench, asked: ConversionRequest, respo
             size_bytes=output.stat().st_size,
             written=done.written,
             left_out=dict(done.left_out),
+            lost=dict(done.lost),
             created_at=now(),
         )
         write_json(folder / STATE, made.model_dump(mode="json"))

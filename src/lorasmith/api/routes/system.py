@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from typing import Annotated, Literal
@@ -15,7 +16,9 @@ from lorasmith.api.credentials import SESSION_COOKIE, SESSION_S, Attempts
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.security import LOGIN_PATH
 from lorasmith.errors import Unauthorized
+from lorasmith.settings import ServerSettings
 
+log = logging.getLogger(__name__)
 router = APIRouter(tags=["system"])
 NEEDED_FREE_BYTES = 50 * 1024**2
 
@@ -67,7 +70,8 @@ def metrics(request: Request) -> PlainTextResponse:
 def database_state(workbench: CurrentWorkbench) -> str:
     try:
         workbench.datasets.page(1)
-    except Exception:  # whatever it is, the caller may not know more; the routes that need the database say it
+    except Exception:  # whatever it is, the caller may not know more
+        log.exception("the database cannot be read")
         return "unreadable"
     return "ok"
 
@@ -96,9 +100,20 @@ async def login(request: Request, response: Response, given: Login) -> Session:
         max_age=int(SESSION_S),
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=is_encrypted(request),
+        path=cookie_path(request),
     )
     return Session(authenticated_by="session")
+
+
+def is_encrypted(request: Request) -> bool:
+    """Between the browser and us, or the proxy before us: the door has checked the Origin, which says how its page was reached."""
+    return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
+
+
+def cookie_path(request: Request) -> str:
+    settings: ServerSettings = request.app.state.settings
+    return settings.root_path or "/"
 
 
 @router.post("/api/v1/logout", status_code=204)
@@ -107,7 +122,9 @@ def logout(request: Request, response: Response) -> None:
     session = request.cookies.get(SESSION_COOKIE)
     if session is not None:
         request.app.state.credentials.sessions.end(session)
-    response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+    response.delete_cookie(
+        SESSION_COOKIE, httponly=True, samesite="strict", secure=is_encrypted(request), path=cookie_path(request)
+    )
 
 
 @router.get("/api/v1/session")

@@ -21,8 +21,9 @@ from lorasmith.engine.data.truncation import Fitted, Rendering, fit
 from lorasmith.engine.models.loading import eos_token_ids, load_tokenizer, model_folder
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import InvalidSpec
-from lorasmith.schemas.data import (
-    Example,
+from lorasmith.schemas.data import Example
+from lorasmith.schemas.jobs import JobOrder
+from lorasmith.schemas.labels import (
     FailedCheck,
     LabelInputs,
     LabelledExample,
@@ -31,7 +32,6 @@ from lorasmith.schemas.data import (
     LabelReport,
     LabelSpec,
 )
-from lorasmith.schemas.jobs import JobOrder
 
 
 def run(order: JobOrder, folder: Path, report: Reporter) -> LabelReport:

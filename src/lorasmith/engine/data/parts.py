@@ -68,10 +68,12 @@ def stored_part(
     max_tokens: int,
     too_long: TooLong,
     allow: Collection[CheckName] = (),
+    may_be_empty: bool = False,
 ) -> RenderedPart:
     """The part of a file of examples through the token store below that folder, as `render_part` gives it."""
     store = tokenized(examples_file, tokens_folder, tokenizer, stop_ids, report)
-    return fit_part(Rendering(tokenizer, stop_ids, max_tokens, allow), StoredRows(store, examples_file), too_long)
+    how = Rendering(tokenizer, stop_ids, max_tokens, allow)
+    return fit_part(how, StoredRows(store, examples_file), too_long, may_be_empty=may_be_empty)
 
 
 def render_part(
@@ -82,14 +84,25 @@ def render_part(
     max_tokens: int,
     too_long: TooLong,
     allow: Collection[CheckName] = (),
+    may_be_empty: bool = False,
 ) -> RenderedPart:
     """Render, check and fit each row, in memory.
 
     Raises `CheckFailed` for the first check that a row fails and `allow` does not name, with the number of such rows,
-    and `InvalidSpec` when a row is too long and the policy is `error`.
+    `InvalidSpec` when a row is too long and the policy is `error`, and `InvalidData` when no row is left, unless
+    `may_be_empty`.
     """
     rows = RowsInMemory(examples, render_examples(tokenizer, examples, stop_ids, ALL_CHECKS))
-    return fit_part(Rendering(tokenizer, stop_ids, max_tokens, allow), rows, too_long)
+    return fit_part(Rendering(tokenizer, stop_ids, max_tokens, allow), rows, too_long, may_be_empty=may_be_empty)
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """Of a row that is not trained as it stands: the examples it became and the tokens cut from them, or why not."""
+
+    examples: int = 0
+    cut_tokens: int = 0
+    refused: str | None = None
 
 
 @dataclass
@@ -97,10 +110,7 @@ class Fitting:
     """What became of rows that are not trained as they stand. `pieces` name the index of their row, in order."""
 
     pieces: list[tuple[int, RenderedExample]] = field(default_factory=list)
-    cut: int = 0
-    cut_tokens: int = 0
-    split: int = 0
-    dropped: int = 0
+    outcomes: dict[int, RowOutcome] = field(default_factory=dict)
     overridden: Counter[CheckName] = field(default_factory=Counter)
     first_failure: CheckFailed | None = None
     failures: Counter[CheckName] = field(default_factory=Counter)
@@ -109,26 +119,38 @@ class Fitting:
     def add(self, index: int, fitted: list[Fitted]) -> None:
         """The examples that one row became."""
         self.pieces += [(index, piece.row) for piece in fitted]
-        cut_tokens = sum(piece.cut for piece in fitted)
-        self.cut += cut_tokens > 0
-        self.cut_tokens += cut_tokens
-        self.split += len(fitted) > 1
-        self.dropped += not fitted
+        self.outcomes[index] = RowOutcome(len(fitted), sum(piece.cut for piece in fitted))
+
+    def refuse(self, index: int, why: str) -> None:
+        self.outcomes[index] = RowOutcome(refused=why)
 
 
-def fit_part(how: Rendering, rows: Rows, too_long: TooLong) -> RenderedPart:
+def fit_part(how: Rendering, rows: Rows, too_long: TooLong, *, may_be_empty: bool = False) -> RenderedPart:
     """The rows that fit, and the others as the policy has them. Only those that do not fit are rendered again."""
-    given = len(rows.lengths)
     fitting = Fitting()
-    whole = (rows.lengths <= how.max_tokens) & (rows.trained > 0)
+    whole = whole_rows(how, rows, fitting)
+    for index in np.flatnonzero(~whole).tolist():
+        fit_row(how, rows, index, too_long, fitting)
+    return fitted_part(how, rows, whole, fitting, may_be_empty=may_be_empty)
+
+
+def whole_rows(how: Rendering, rows: Rows, fitting: Fitting) -> NDArray[np.bool_]:
+    """Which rows (rows,) are trained as they stand; each other one is for `fit_row`."""
+    whole: NDArray[np.bool_] = (rows.lengths <= how.max_tokens) & (rows.trained > 0)
     for packed in np.unique(rows.failed[whole]).tolist():
         failing = whole & (rows.failed == packed)
         if all(check in how.allow for check in checks_of(packed)):
             fitting.overridden.update(dict.fromkeys(checks_of(packed), int(failing.sum())))
         else:
             whole &= ~failing
-    for index in np.flatnonzero(~whole).tolist():
-        fit_row(how, rows, index, too_long, fitting)
+    return whole
+
+
+def fitted_part(
+    how: Rendering, rows: Rows, whole: NDArray[np.bool_], fitting: Fitting, *, may_be_empty: bool
+) -> RenderedPart:
+    """What is trained. Raises for rows that stop a run: see `render_part`."""
+    given = len(rows.lengths)
     if fitting.first_failure is not None:
         raise failure_of(fitting.first_failure, fitting.failures, given)
     if fitting.refused:
@@ -140,15 +162,16 @@ def fit_part(how: Rendering, rows: Rows, too_long: TooLong) -> RenderedPart:
             "each cuts), or a larger --set training.max_seq_length if the model allows it",
         )
     chosen = chosen_rows(rows, np.flatnonzero(whole), fitting.pieces)
-    if not len(chosen):
+    if not len(chosen) and not may_be_empty:
         raise InvalidData(f"no row is left: all {given} are longer than {how.max_tokens} tokens or train nothing")
+    outcomes = fitting.outcomes.values()
     return RenderedPart(
         rows=chosen,
         given=given,
-        cut=fitting.cut,
-        cut_tokens=fitting.cut_tokens,
-        split=fitting.split,
-        dropped=fitting.dropped,
+        cut=sum(row.cut_tokens > 0 for row in outcomes),
+        cut_tokens=sum(row.cut_tokens for row in outcomes),
+        split=sum(row.examples > 1 for row in outcomes),
+        dropped=sum(row.examples == 0 for row in outcomes),
         overridden=fitting.overridden,
     )
 
@@ -159,18 +182,21 @@ def fit_row(how: Rendering, rows: Rows, index: int, too_long: TooLong, fitting: 
     refused = next((check for check in row.overridden if check not in how.allow), None)
     if refused and fitting.first_failure is not None:
         fitting.failures[refused] += 1  # rendered again for the sentence of the first one alone
+        fitting.refuse(index, f"check `{refused}`")
         return
     try:
         if refused:
             row = how.render(rows.example(index))
         if too_long == "error" and not how.fits(row):
             fitting.refused.append(index)
+            fitting.refuse(index, "too_long is error")
             return
         fitted = trained_ones(how, fit(how, rows.example(index), row, too_long))
     except CheckFailed as failure:
         if failure.check not in how.allow:
             fitting.first_failure = fitting.first_failure or failure
             fitting.failures[failure.check] += 1
+            fitting.refuse(index, f"{failure.sentence} (check `{failure.check}`)")
             return
         fitting.overridden[failure.check] += 1
         fitted = []

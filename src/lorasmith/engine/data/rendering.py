@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import RowChecks
 from lorasmith.engine.data.encoding import Encoder, WholeTexts, encode_texts, encoder_of
+from lorasmith.engine.data.template_limits import check_lengths, check_template, limits
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import CheckName, Example, Message
 
@@ -58,14 +59,7 @@ def render_text(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool, tools: Tools | None = None
 ) -> str:
     """The conversation as text; `prompt` ends it where the assistant's next turn begins. `tools` are those offered."""
-    rendered = tokenizer.apply_chat_template(
-        [message.for_template() for message in messages],
-        tools=[*tools] if tools else None,
-        tokenize=False,
-        add_generation_prompt=prompt,
-    )
-    assert isinstance(rendered, str)
-    return rendered
+    return render_all(tokenizer, [[message.for_template() for message in messages]], prompt, tools)[0]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -211,10 +205,17 @@ def render_answers(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
 def render_all(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], prompt: bool, tools: Tools | None
 ) -> list[str]:
-    rendered = tokenizer.apply_chat_template(
-        list(conversations), tools=[*tools] if tools else None, tokenize=False, add_generation_prompt=prompt
-    )
-    return cast(list[str], rendered)
+    """Each conversation as text. Raises `InvalidModel` for a template that takes too long or too much memory."""
+    templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        check_template(template)
+    with limits(len(conversations)):
+        rendered = tokenizer.apply_chat_template(
+            list(conversations), tools=[*tools] if tools else None, tokenize=False, add_generation_prompt=prompt
+        )
+    texts = cast(list[str], rendered)
+    check_lengths(texts, conversations, tools)
+    return texts
 
 
 def turns_of(

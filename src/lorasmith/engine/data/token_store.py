@@ -83,6 +83,11 @@ def rendered(tokens: NDArray[np.uint32], row: int, overridden: tuple[CheckName, 
     return RenderedExample(row, (tokens & np.uint32(TRAINED - 1)).tolist(), (tokens >= TRAINED).tolist(), overridden)
 
 
+def store_bytes(lengths: NDArray[np.int64]) -> int:
+    """Of the store of rows with so many tokens each, without its small files."""
+    return int(lengths.sum()) * np.dtype("<u4").itemsize + len(lengths) * ROW.itemsize
+
+
 class TokenStore:
     """Rows as they were rendered with every check overridden: which checks a row fails stands in `failed`.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -27,7 +26,7 @@ from lorasmith.engine.data.rendering import Draft, Encoded, assemble, draft_all,
 from lorasmith.engine.data.token_store import PARTIAL, Chunk, StoreWriter, TokenStore
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import InvalidData, NotFound
-from lorasmith.files import disk_errors, sha256_bytes, sha256_file
+from lorasmith.files import disk_errors, sha256_bytes, sha256_file, try_lock
 from lorasmith.schemas.data import Example
 
 CHUNK_ROWS = 256
@@ -175,14 +174,10 @@ def count_lines(path: Path) -> int:
 def locked(path: Path, report: Reporter) -> Iterator[None]:
     """Alone among the processes of this machine: two runs that need the same tokens make them once."""
     with path.open("ab") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if report.stop_requested:
-                    raise report.stop("stopped while another run was tokenizing the same rows") from None
-                time.sleep(0.1)
+        while not try_lock(handle.fileno()):
+            if report.stop_requested:
+                raise report.stop("stopped while another run was tokenizing the same rows")
+            time.sleep(0.1)
         yield
 
 
@@ -190,9 +185,9 @@ def retire(used: Path, stem: str) -> None:
     """Remove the other stores of that file of examples that were not used for longest. Who reads one keeps its bytes."""
     others = [path for path in used.parent.glob(f"{stem}-*") if path.is_dir() and path != used]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_STORES - 1 :]:
-        with lock_file(path).open("ab") as handle, suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is writing it
-            shutil.rmtree(path)
+        with lock_file(path).open("ab") as handle:
+            if try_lock(handle.fileno()):  # nobody is writing it
+                shutil.rmtree(path)
 
 
 def lock_file(store: Path) -> Path:

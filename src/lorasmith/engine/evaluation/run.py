@@ -32,6 +32,7 @@ from lorasmith.engine.models.loading import (
     load_adapter,
     load_model,
     load_tokenizer,
+    load_within_memory,
     model_folder,
     other_precision,
 )
@@ -127,7 +128,11 @@ def load(inputs: EvaluationInputs, quantization: Quantization | None) -> tuple[L
     base_folder = model_folder(inputs.model_folder)
     if quantization and inputs.adapter_folder:
         refuse_moved_weights(Path(inputs.adapter_folder))
-    base = load_model(base_folder, torch.float32, quantization)
+    base = (
+        load_model(base_folder, torch.float32, quantization)
+        if quantization
+        else load_within_memory(base_folder, "fp32")
+    )
     if inputs.adapter_folder is None:
         return base, load_tokenizer(base_folder)
     adapter_folder = Path(inputs.adapter_folder)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lorasmith.engine.lora.quantized import QuantizedWeight
 from lorasmith.engine.models.workspace import Workspace
 
+WIDENED_ELEMENTS = 1 << 25  # 128 MB in fp32
 PACKED_FOR_TOKENS = 1024  # the layout chosen for this many rows is as fast from 512 to 4,096
 
 
@@ -85,6 +86,36 @@ class QuantizedMatrix:
         for part, place in zip(self.parts, weight.split(rows), strict=True):
             part.dequantize(place)
         return weight
+
+
+class WidenedMatrix:
+    """Values (out, in) in 16 bits, widened a block of rows at a time: for output heads, of which a whole one is large.
+
+    The sums of `backward` go over the blocks, so they are rounded in another order than those of one product.
+    """
+
+    path = "stored"
+
+    def __init__(self, values: Tensor) -> None:
+        self.shape = values.shape
+        self.blocks = values.split(max(1, WIDENED_ELEMENTS // values.shape[1]))
+
+    def forward(self, x: Tensor, bias: Tensor | None, workspace: Workspace, name: str) -> Tensor:
+        out = workspace.take(name, len(x), self.shape[0])
+        for block, columns in zip(self.blocks, out.split([len(block) for block in self.blocks], dim=1), strict=True):
+            torch.mm(x, self.widened(block, workspace).t(), out=columns)
+        return out if bias is None else out.add_(bias)
+
+    def backward(self, gradient: Tensor, workspace: Workspace, name: str) -> Tensor:
+        out = workspace.take(name, len(gradient), self.shape[1]).zero_()
+        for block, columns in zip(
+            self.blocks, gradient.split([len(block) for block in self.blocks], dim=1), strict=True
+        ):
+            out.addmm_(columns, self.widened(block, workspace))
+        return out
+
+    def widened(self, block: Tensor, workspace: Workspace) -> Tensor:
+        return workspace.take("dequantized", *block.shape).copy_(block)
 
 
 def pack_weight(weight: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Frozen weights in 4 or 8 bits: bitsandbytes' NF4 and FP4, and int8 by rows, in plain torch.
+"""Frozen weights in fewer bits than they are computed in: bitsandbytes' NF4 and FP4, int8 by rows, and as on disk.
 
 4 bits: in blocks of 64 values a code each, times the block's largest magnitude. Double quantisation stores those magnitudes,
 less their mean, in 8 bits by blocks of 256 (QLoRA, https://arxiv.org/abs/2305.14314). int8: round(127 w / largest of the row),
-as LLM.int8 stores weights (https://arxiv.org/abs/2208.07339).
+as LLM.int8 stores weights (https://arxiv.org/abs/2208.07339). As on disk: bf16 or fp16, whose values fp32 has too, so that
+nothing is lost where fp32 is computed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from lorasmith.schemas.training import QuantizationName
 
 FourBit = Literal["nf4", "fp4"]
-Kind = Literal["nf4", "fp4", "int8"]
+Kind = Literal["nf4", "fp4", "int8", "stored"]
 BLOCK, MAGNITUDE_BLOCK = 64, 256
 CHUNK = 1 << 18  # bytes of codes at once: their indices and values stay in the cache of a core
 AT_ONCE = 1 << 18  # elements that are quantised at once, a multiple of BLOCK: bounds what it takes on top
@@ -37,7 +38,7 @@ FP4 = tuple(sign * value / 12 for sign in (1, -1) for value in (0, 0.0625, 8, 12
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a base is stored while an adapter trains on it. `double` says nothing of int8."""
+    """How a base is held while an adapter trains on it. `double` is for 4 bits."""
 
     kind: Kind
     double: bool = True
@@ -48,7 +49,10 @@ class Quantization:
         return None if name == "none" else cls(name, double)
 
     def __str__(self) -> str:
-        return f"{self.kind} with double quantisation" if self.double and self.kind != "int8" else self.kind
+        return f"{self.kind} with double quantisation" if self.double and self.kind in ("nf4", "fp4") else self.kind
+
+
+AS_STORED = Quantization("stored", double=False)
 
 
 class QuantizedWeight(Protocol):
@@ -70,6 +74,8 @@ class QuantizedWeight(Protocol):
 
 def quantize(weight: Tensor, quantization: Quantization) -> QuantizedWeight:
     """weight (out, in) in any floating dtype."""
+    if quantization.kind == "stored":
+        return AsStored(weight.clone())
     if quantization.kind == "int8":
         return quantize_rows(weight)
     return quantize_blocks(weight, quantization.kind, double=quantization.double)
@@ -150,6 +156,25 @@ class Rows:
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
+
+
+@dataclass
+class AsStored:
+    """The values (out, in) of the file in its own dtype."""
+
+    values: Tensor
+    kind: Literal["stored"] = "stored"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+    def dequantize(self, out: Tensor) -> Tensor:
+        return out.copy_(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
 
 
 def quantize_rows(weight: Tensor) -> Rows:

@@ -1,4 +1,4 @@
-"""A frozen linear layer in 4 or 8 bits, for transformers, PEFT and autograd."""
+"""Frozen layers in fewer bits than they are computed in, for transformers, PEFT and autograd."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class QuantizedLinear(nn.Linear):
     """x W^T + b; W is dequantised when it is used, in training and in evaluation alike, and never kept.
 
     `weight` has no elements, so that whatever would change it, such as a merge, fails instead of changing a copy.
-    `read_full` gets the weight (out, in) as it is on disk: some first weights of an adapter are made from it.
+    `read_full` gets the weight (out, in) as it is on disk: some first weights of an adapter are made from it. `stored` is the
+    quantised weight where there is one already.
     """
 
     def __init__(
@@ -27,7 +28,6 @@ class QuantizedLinear(nn.Linear):
         dtype: torch.dtype,
         stored: QuantizedWeight | None = None,
     ) -> None:
-        """`stored` is what the weight comes to, where that is known already."""
         nn.Module.__init__(self)  # nn.Linear's would make the weight
         self.read_full = read_full
         self.quantization = quantization
@@ -50,6 +50,18 @@ class QuantizedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.quantization}"
+
+
+class WidenedEmbedding(nn.Embedding):
+    """Rows of a table (V, H) in 16 bits, in the compute dtype."""
+
+    def __init__(self, embedding: nn.Embedding, dtype: torch.dtype) -> None:
+        rows, columns = embedding.weight.shape
+        super().__init__(rows, columns, _weight=embedding.weight, _freeze=True)
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).to(self.dtype)
 
 
 class DequantizedProduct(torch.autograd.Function):

@@ -81,7 +81,7 @@ class PackedDecoder:
         return hidden, inverse
 
     def embed(self, rows: PackedRows) -> Tensor:
-        x = self.decoder.embedding[rows.ids]
+        x = self.decoder.embedding[rows.ids].to(self.decoder.dtype)
         if self.decoder.embedding_scale != 1:
             x *= torch.tensor(self.decoder.embedding_scale, dtype=x.dtype)  # rounded first, as the family does
         return x

@@ -11,8 +11,9 @@ from peft import PeftModel
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from lorasmith.engine.lora.frozen import FrozenMatrix, PackedMatrix, PlainMatrix, QuantizedMatrix
+from lorasmith.engine.lora.frozen import FrozenMatrix, PackedMatrix, PlainMatrix, QuantizedMatrix, WidenedMatrix
 from lorasmith.engine.lora.group import LoRAGroup, LowRank
+from lorasmith.engine.lora.quantized import AsStored
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.attention import Heads
 
@@ -131,12 +132,12 @@ def read_decoder(model: PeftModel) -> Decoder:
         embedding_scale=config.hidden_size**0.5 if config.model_type == "gemma" else 1.0,
         layers=layers,
         final_norm=norm_weight(config, base.model.norm),
-        head=PlainMatrix(base.lm_head.weight.detach()),
+        head=head_matrix(base.lm_head),
         eps=config.rms_norm_eps,
         activation=ACTIVATIONS[config.hidden_act],
         rotary=base.model.rotary_emb,
         rotary_by_length=base.model.rotary_emb.rope_type in ("dynamic", "longrope"),
-        dtype=base.dtype,
+        dtype=base.model.norm.weight.dtype,  # the embedding may be held in fewer bits
     )
 
 
@@ -207,6 +208,12 @@ def read_group(name: str, linears: tuple[nn.Module, ...], modules: dict[int, str
         if isinstance(linear, PeftLinear):
             updates += read_updates(linear, modules[id(linear)], columns)
     return LoRAGroup(name, frozen_matrix(name, bases), bias, [modules[id(linear)] for linear in linears], updates)
+
+
+def head_matrix(head: nn.Linear) -> FrozenMatrix:
+    if isinstance(head, QuantizedLinear) and isinstance(head.stored, AsStored):
+        return WidenedMatrix(head.stored.values)
+    return PlainMatrix(head.weight.detach())
 
 
 def frozen_matrix(name: str, bases: list[Any]) -> FrozenMatrix:

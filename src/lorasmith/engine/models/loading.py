@@ -13,30 +13,37 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.engine.lora.quantized import Quantization
-from lorasmith.engine.models.quantized_loading import load_quantized_model
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization
+from lorasmith.engine.models.precision import DTYPES, Precision, choose_weights
+from lorasmith.engine.models.quantized_loading import half_bytes, load_quantized_model
 from lorasmith.errors import InvalidModel, NotFound
 from lorasmith.files import read_json
+from lorasmith.model_configs import check_adapter_config, check_configs
 from lorasmith.model_files import check_model_folder
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHT_PATTERN = "*.safetensors"
-HUB_PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt"]
+HUB_PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt"]  # no code, no pickles
+SUBFOLDERS = "*/*"  # of a hub repository: the same weights in other formats
 
 
 def model_folder(location: str, *, weights: bool = True) -> Path:
-    """The local folder of a model; a hub id is fetched into the Hugging Face cache, or found there when offline.
+    """The local folder of a model, checked; a hub id is fetched into the Hugging Face cache, or found there when offline.
 
     Without `weights` everything else is fetched.
     """
-    folder = Path(location)
-    if folder.is_dir():
-        return folder
+    folder = Path(location) if Path(location).is_dir() else fetched(location, weights=weights)
+    check_model_folder(folder, weights=weights)
+    return folder
+
+
+def fetched(location: str, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(location, allow_patterns=[*HUB_PATTERNS, *([WEIGHT_PATTERN] if weights else [])]))
+        wanted = [*HUB_PATTERNS, *([WEIGHT_PATTERN] if weights else [])]
+        return Path(snapshot_download(location, allow_patterns=wanted, ignore_patterns=SUBFOLDERS))
     except HFValidationError:
         raise NotFound(f"no model folder {location}", hint="give a folder, a hub id or `starter`") from None
     except LocalEntryNotFoundError as error:
@@ -49,7 +56,14 @@ def model_folder(location: str, *, weights: bool = True) -> Path:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    """Of a model or an adapter. Raises `InvalidModel` where its files name code or files from elsewhere."""
+    check_configs(folder)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InvalidModel(f"the tokenizer of {folder} cannot be loaded: {error}") from error
     return tokenizer
 
 
@@ -61,8 +75,15 @@ def load_model(
     if quantization is not None:
         return load_quantized_model(folder, dtype, quantization)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (ValueError, KeyError, RuntimeError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,  # else a pickle beside them could be chosen
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise InvalidModel(f"{folder} cannot be loaded as a causal language model: {error}") from error
     model: PreTrainedModel = loaded[0]
     report: dict[str, Any] = loaded[1]
@@ -73,12 +94,21 @@ def load_model(
     return model
 
 
+def load_within_memory(folder: Path, precision: Precision) -> PreTrainedModel:
+    """`load_model`, with weights in the 16 bits of their file where fp32 ones would fill half of the free memory: slower, the same."""
+    check_model_folder(folder)
+    stored = choose_weights("auto", precision, half_bytes(folder)) == "stored"
+    return load_model(folder, DTYPES[precision], AS_STORED if stored else None)
+
+
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """Put a PEFT adapter on a model. Raises `InvalidModel` unless every adapter tensor lands and every target has one."""
     if not (folder / "adapter_config.json").is_file():
         raise InvalidModel(f"{folder} holds no adapter_config.json", hint="an adapter is a PEFT folder")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise InvalidModel(f"{folder} holds no {ADAPTER_WEIGHTS}")
+    check_configs(folder)
+    check_adapter_config(folder / "adapter_config.json")
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
         stored = set(weights.keys())
     try:

@@ -14,6 +14,7 @@ from lorasmith.engine.lora.frozen import can_pack, pack_weight, packed_product
 Precision = Literal["bf16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Memory = Literal["fast", "lean"]
+Weights = Literal["stored", "converted"]
 WORTHWHILE = 1.3  # bf16 must be this much faster to pay for its casts
 WORTH_A_COPY = 1.05  # packed products must be this much faster to pay for a second copy of the weights
 SPARE_SHARE = 0.5  # of the memory that is free, which packing may take
@@ -24,6 +25,19 @@ def choose_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Precision:
     if wanted != "auto":
         return wanted
     return "bf16" if matrix_seconds(torch.float32) > WORTHWHILE * matrix_seconds(torch.bfloat16) else "fp32"
+
+
+def choose_weights(wanted: Literal["auto", "fast", "lean"], precision: Precision, half_bytes: int) -> Weights:
+    """stored where fp32 is computed and memory is short: weights stay in the 16 bits of their file, and lose nothing.
+
+    `half_bytes` are those that the file has in 16 bits. Widening them in each product costs 3 to 6 % of a step
+    (benchmarks/NOTES.md), so that with `auto` it is done only where the fp32 ones would fill half of the free memory.
+    """
+    if precision != "fp32" or not half_bytes or wanted == "fast":
+        return "converted"
+    if wanted == "lean" or 2 * half_bytes > SPARE_SHARE * psutil.virtual_memory().available:
+        return "stored"
+    return "converted"
 
 
 def choose_memory(wanted: Literal["auto", "fast", "lean"], dtype: torch.dtype, extra_bytes: int) -> Memory:

@@ -82,6 +82,7 @@ def mapped(path: Path, size: int, dtype: torch.dtype) -> Tensor:
         raise DiskFull(
             f"{error.message}; what the frozen layers compute takes {size_bytes / 1e6:,.1f} MB there",
             hint="a lower --set training.prefix_cache_gb (0 computes it in every epoch), or free some space",
+            needed_bytes=size_bytes,
         ) from error
     return torch.from_file(str(path), shared=True, size=size, dtype=dtype)
 

@@ -1,8 +1,9 @@
-"""A model whose linear layers are quantised one by one as they are read: its full weights are never in memory together."""
+"""A model whose linear layers are held in fewer bits, each from when it is read: its full weights are never in memory together."""
 
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import torch
@@ -11,9 +12,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from lorasmith.engine.lora.quantized import Quantization
-from lorasmith.engine.lora.quantized_linear import QuantizedLinear
+from lorasmith.engine.lora.quantized import AS_STORED, AsStored, Quantization
+from lorasmith.engine.lora.quantized_linear import QuantizedLinear, WidenedEmbedding
+from lorasmith.engine.models.families import FAMILIES
 from lorasmith.errors import InvalidModel
+from lorasmith.files import read_json
+from lorasmith.model_files import safetensors_header
 
 WAY_OUT = "train on the base as it is: training.quantization=none"
 
@@ -49,6 +53,8 @@ class StoredWeights:
 def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantization) -> PreTrainedModel:
     """A causal LM in eval mode. Linear layers but the output head are quantised, the rest is in `dtype`.
 
+    `AS_STORED` leaves embedding and output head as they are on disk too: they are small in a large model, and half of a small one.
+
     Raises `InvalidModel` for a weight that is missing, and for one that would have to stay as large as it is.
     """
     try:
@@ -60,6 +66,7 @@ def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantiz
     except (ValueError, KeyError, RuntimeError) as error:
         raise InvalidModel(f"{folder} cannot be loaded as a causal language model: {error}") from error
     linears = linears_to_quantize(model, folder)
+    ends = {name for name, module in model.named_modules() if module in ends_of(model)}
     stored = StoredWeights(folder, model.base_model_prefix)
     missing = missing_weights(model, stored, folder)
     for name, place in model.state_dict().items():
@@ -69,12 +76,43 @@ def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantiz
             read_full = partial(stored.read, name, place.shape)
             model.set_submodule(layer, QuantizedLinear(read_full, linear.bias, quantization, dtype))
         elif name not in missing:
-            fill(model, name, stored.read(name, place.shape).to(place.dtype, copy=True))
+            value = stored.read(name, place.shape)
+            end = quantization == AS_STORED and layer in ends
+            fill(model, name, value.clone() if end else value.to(place.dtype, copy=True))
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
+    if quantization == AS_STORED:
+        widen_ends(model, dtype)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.eval()
     return model
+
+
+def ends_of(model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def widen_ends(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let embedding and output head give `dtype` while their weights, which they may share, stay as they are."""
+    embedding, head = ends_of(model)
+    assert isinstance(embedding, nn.Embedding)
+    if isinstance(head, nn.Linear):
+        values, bias = head.weight.data, None if head.bias is None else head.bias.data.to(dtype)
+        widened = QuantizedLinear(lambda: values, bias, AS_STORED, dtype, AsStored(values))
+        model.set_output_embeddings(widened)
+    model.set_input_embeddings(WidenedEmbedding(embedding, dtype))
+
+
+def half_bytes(folder: Path) -> int:
+    """Bytes of the matrices that a model folder has in bf16 or fp16, if all its large weights are known to be such matrices."""
+    if read_json(folder / "config.json").get("model_type") not in FAMILIES:
+        return 0
+    return sum(
+        2 * prod(entry["shape"])
+        for path in folder.glob("*.safetensors")
+        for entry in safetensors_header(path).values()
+        if entry["dtype"] in ("BF16", "F16") and len(entry["shape"]) == 2
+    )
 
 
 def linears_to_quantize(model: PreTrainedModel, folder: Path) -> dict[str, nn.Linear]:

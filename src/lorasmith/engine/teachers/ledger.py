@@ -6,13 +6,12 @@ cut off: its answer had not been acknowledged.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
 
 from lorasmith.errors import Conflict, InvalidData
-from lorasmith.files import cut_torn_line, disk_errors
+from lorasmith.files import cut_torn_line, disk_errors, try_lock
 from lorasmith.schemas.teachers import REQUEST_LINE, Answered, Asked, Unanswered
 
 REQUESTS = "requests.jsonl"
@@ -27,11 +26,9 @@ class RequestLedger:
         self.asked = self.repeated = self.estimated = self.prompt_tokens = self.completion_tokens = 0
         with disk_errors(self.path):
             self.file = self.path.open("ab")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(self.file.fileno()):
             self.file.close()
-            raise Conflict(f"another process works on {folder}", hint="wait for it, or stop it") from None
+            raise Conflict(f"another process works on {folder}", hint="wait for it, or stop it")
         cut_torn_line(self.path)
         with self.path.open(encoding="utf-8", newline="\n") as lines:
             for number, text in enumerate(lines, start=1):

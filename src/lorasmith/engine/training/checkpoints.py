@@ -101,6 +101,7 @@ def check_room(job: Path, model: PeftModel, keep: int, saves: int) -> None:
         raise DiskFull(
             f"the run's checkpoints need {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free in {job}",
             hint="free some space, or set training.keep_checkpoints to less",
+            needed_bytes=needed,
         )
 
 

@@ -14,17 +14,20 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.data.rows import row_lengths
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.models.elementwise import can_compile
 from lorasmith.engine.models.families import Decoder, NotPacked, pack_weights, packing_bytes
-from lorasmith.engine.models.precision import Precision, choose_memory
+from lorasmith.engine.models.precision import Precision, choose_memory, choose_weights
 from lorasmith.engine.models.prefix_cache import PrefixCache
+from lorasmith.engine.models.quantized_loading import half_bytes
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.computation import Computation, PackedComputation, PeftComputation, checked_decoder
 from lorasmith.engine.training.devices import Devices
+from lorasmith.engine.training.initial import moves_weight
 from lorasmith.engine.training.loss import CompletionLoss
 from lorasmith.files import read_json, write_json
-from lorasmith.schemas.training import TrainingSettings
+from lorasmith.schemas.training import TrainingSettings, TrainingSpec
 
 Choice = TypeVar("Choice", bound=str | int)
 
@@ -69,6 +72,17 @@ class Choices:
             write_json(self.path, self.made)
 
 
+def choose_base(choices: Choices, spec: TrainingSpec, precision: Precision, folder: Path) -> Quantization | None:
+    """How the base is held: as the spec asks; in the 16 bits of its file where that loses nothing and memory is short."""
+    settings = spec.training
+    if settings.quantizes:
+        return Quantization.named(settings.quantization, settings.double_quantization)
+    untouched = not (spec.lora.use_dora or spec.lora.modules_to_save or moves_weight(spec.lora.init))
+    available = half_bytes(folder) if untouched else 0
+    weights = choices.once("weights", lambda: choose_weights(settings.memory, precision, available))
+    return AS_STORED if weights == "stored" else None
+
+
 def choose_computation(
     choices: Choices,
     model: PeftModel,
@@ -97,8 +111,9 @@ def choose_computation(
             batch_rows=choices.made.get(MICRO_BATCH, settings.batch_size),
             reason=str(reason),
         )
+    wanted = "lean" if choices.made.get("weights") == "stored" else settings.memory_wanted
     copies_bytes = packing_bytes(decoder) * choices.devices.count
-    memory = choices.once("memory", lambda: choose_memory(settings.memory_wanted, decoder.dtype, copies_bytes))
+    memory = choices.once("memory", lambda: choose_memory(wanted, decoder.dtype, copies_bytes))
     if memory == "fast":
         pack_weights(decoder, model)
     retain_heap()

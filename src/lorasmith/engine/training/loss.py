@@ -32,9 +32,8 @@ class CompletionLoss:
         ids = torch.arange(PROBE_TOKENS).unsqueeze(0) % vocabulary_size
         training = self.model.training
         self.model.eval()
-        with torch.autocast(
-            "cpu", torch.bfloat16, enabled=self.model.dtype == torch.bfloat16
-        ):  # some weights may be fp32
+        computed_in = self.head.weight.dtype  # some weights may be fp32, and an embedding in fewer bits
+        with torch.autocast("cpu", torch.bfloat16, enabled=computed_in == torch.bfloat16):
             expected = self.model(input_ids=ids, use_cache=False).logits
             computed = self.head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
         self.model.train(training)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lorasmith.engine.optional_imports import show_bitsandbytes
 from lorasmith.errors import InvalidSpec, MissingExtra
 from lorasmith.schemas.training import OptimizerName
 
@@ -62,6 +63,7 @@ def adamw(groups: Groups, rate: float) -> Optimizer:
 
 
 def adamw_8bit(groups: Groups, rate: float) -> Optimizer:
+    show_bitsandbytes()
     try:
         from bitsandbytes.optim.adamw import AdamW8bit  # not at the top: an extra, and slow to import
     except ImportError as error:
@@ -80,6 +82,7 @@ def adafactor(groups: Groups, rate: float) -> Optimizer:
 
 def lion(groups: Groups, rate: float) -> Optimizer:
     """Steps of one length, sign(0.9 m + 0.1 g), with m in fp32."""
+    show_bitsandbytes()
     try:
         from bitsandbytes.optim.lion import Lion32bit  # not at the top: an extra, and slow to import
     except ImportError as error:

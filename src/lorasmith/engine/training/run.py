@@ -15,7 +15,6 @@ from lorasmith.engine.data.examples import has_conversations
 from lorasmith.engine.data.parts import RenderedPart, stored_part
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.lora.config import LoRAConfig, fit
-from lorasmith.engine.lora.quantized import Quantization
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_model, load_tokenizer, model_folder
 from lorasmith.engine.models.precision import DTYPES, Precision, choose_precision
@@ -23,7 +22,7 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
-from lorasmith.engine.training.choices import PREFIX, Choices, choose_computation
+from lorasmith.engine.training.choices import PREFIX, Choices, choose_base, choose_computation
 from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.initial import moves_weight, start
@@ -57,10 +56,10 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     report("phase", name="load")
     base_folder = model_folder(inputs.model_folder)
     tokenizer = load_tokenizer(base_folder)
-    quantization = Quantization.named(spec.training.quantization, spec.training.double_quantization)
+    quantization = choose_base(choices, spec, precision, base_folder)
     base = load_model(base_folder, DTYPES[precision], quantization)
     if quantized := quantized_elements(base):
-        report("note", text=quantized_note(base, quantized, precision))
+        report("note", text=held_note(base, quantized, precision))
     stop_ids = eos_token_ids(base, tokenizer)
 
     report("phase", name="tokenize")
@@ -70,7 +69,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     context = context_tokens(base)
     max_tokens = min(spec.training.max_seq_length, context or spec.training.max_seq_length)
 
-    def rows_of(examples_file: str, too_long: TooLong) -> RenderedPart:
+    def rows_of(examples_file: str, too_long: TooLong, *, may_be_empty: bool = False) -> RenderedPart:
         return stored_part(
             Path(examples_file),
             tokens_folder,
@@ -80,10 +79,13 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
             max_tokens=max_tokens,
             too_long=too_long,
             allow=spec.training.allow,
+            may_be_empty=may_be_empty,
         )
 
     part = rows_of(inputs.train_file, spec.training.too_long)
-    validation = rows_of(inputs.val_file, "drop") if inputs.val_file else None  # left out of the loss, and counted
+    validation = None
+    if inputs.val_file:
+        validation = rows_of(inputs.val_file, "drop", may_be_empty=True)  # left out of the loss, and counted
     report_rows(report, part, validation)
     if spec.training.needs_validation and not (validation and validation.rows):
         raise InvalidSpec(
@@ -167,11 +169,11 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     return result
 
 
-def quantized_note(base: transformers.PreTrainedModel, elements: int, precision: Precision) -> str:
+def held_note(base: transformers.PreTrainedModel, elements: int, precision: Precision) -> str:
     bits, full_bytes = 8 * quantized_bytes(base) / elements, elements * DTYPES[precision].itemsize
     return (
         f"{elements:,} weights of the base are in {bits:.2f} bits, {quantized_bytes(base) / 1e6:,.0f} MB instead of "
-        f"{full_bytes / 1e6:,.0f} MB in {precision}; they are dequantised each time they are used"
+        f"{full_bytes / 1e6:,.0f} MB in {precision}; they are widened each time they are used"
     )
 
 
@@ -198,6 +200,9 @@ def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart |
     )
     for warning in part.warnings():
         report("warning", text=warning)
+    if validation and not validation.rows:
+        text = f"there is no validation loss: none of the {validation.given} validation rows fits"
+        report("warning", text=text)
 
 
 def measured(

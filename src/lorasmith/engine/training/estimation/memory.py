@@ -14,6 +14,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from lorasmith.engine.data.rows import ChosenRows
+from lorasmith.engine.data.token_store import store_bytes
 from lorasmith.engine.lora.frozen import FrozenMatrix, PackedMatrix, PlainMatrix
 from lorasmith.engine.models.families import Decoder
 from lorasmith.engine.training.checkpoints import trainable
@@ -214,14 +216,17 @@ def estimate_disk(shape: RunShape, folder: Path) -> DiskEstimate:
     initial = shape.trained_elements * 4 if moves_weight(shape.lora.init) else 0
     free = shutil.disk_usage(existing_parent(folder)).free
     prefix = prefix_bytes(shape, free)
+    parts = [rows for rows in (shape.part.rows, shape.validation) if isinstance(rows, ChosenRows)]
+    tokens = sum(store_bytes(rows.rows.lengths) for rows in parts)  # whole rows, before they are cut
     finished = adapter + tokenizer_bytes(shape)
     most = min(saves, settings.keep_checkpoints + 1) * checkpoint
     logs = LOG_BYTES * (plan.total_steps // interval(settings.log_every, plan.total_steps, at_least=20))
     return DiskEstimate(
-        peak_bytes=max(most, kept * checkpoint + 2 * finished) + prefix + best + initial + logs,
+        peak_bytes=max(most, kept * checkpoint + 2 * finished) + prefix + best + initial + logs + tokens,
         checkpoint_bytes=checkpoint,
         checkpoints=kept,
         prefix_cache_bytes=prefix,
+        token_store_bytes=tokens,
         adapter_bytes=finished,
         free_bytes=free,
     )

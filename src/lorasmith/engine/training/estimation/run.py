@@ -97,16 +97,13 @@ def touch_libraries(material: Material, spec: TrainingSpec) -> None:
 def drawing_seconds(folder: Path) -> float:
     """Draw as a run draws its losses at its end: that is part of its time, and its libraries of its peak."""
     began = time.perf_counter()
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=120)
+    figure = Figure(figsize=(7, 4), dpi=120)
+    axes = figure.subplots()
     axes.plot([0, 1], [0, 1], label="training")
     axes.legend()
     figure.savefig(folder / "loss.png")
-    pyplot.close(figure)
     return time.perf_counter() - began
 
 

@@ -63,7 +63,13 @@ class Material:
             checked: Sequence[RenderedExample] = []
             if self.validation:
                 checked = render_part(
-                    self.tokenizer, self.validation, self.stop_ids, max_tokens=limit, too_long="drop", allow=allow
+                    self.tokenizer,
+                    self.validation,
+                    self.stop_ids,
+                    max_tokens=limit,
+                    too_long="drop",
+                    allow=allow,
+                    may_be_empty=True,
                 ).rows
             self.rendered[limit, too_long] = part, checked
         return self.rendered[limit, too_long]
