@@ -64,12 +64,13 @@ def filled(row: RenderedExample, length: int) -> RenderedExample:
 def computation_of(config: workload.Config, idea: str) -> Computation:
     model = adapted_model(config)
     if idea == "through PEFT":
+        precision = choose_precision("auto")
         return PeftComputation(
             model,
-            CompletionLoss(model.get_base_model(), config["vocab_size"]),
+            CompletionLoss(model.get_base_model(), config["vocab_size"], precision),
             seed=0,
             pad_id=0,
-            precision=choose_precision("auto"),
+            precision=precision,
             batch_rows=workload.ROWS_PER_STEP,
         )
     decoder = read_decoder(model)

@@ -27,6 +27,7 @@ from lorasmith.services.uploads import (
     accept_file,
     begin_upload,
     cut_back,
+    find_upload,
     finish_upload,
     list_uploads,
     received_bytes,
@@ -129,7 +130,9 @@ async def upload_dataset(
 
 
 def is_settled(workbench: Workbench, upload_id: str) -> bool:
-    return datasets.show(workbench, upload_id).status in (DatasetStatus.READY, DatasetStatus.ERROR)
+    """By the upload's own state, which is written last: from then on it can be removed."""
+    upload = find_upload(workbench, upload_id)
+    return upload is None or upload.status in (DatasetStatus.READY, DatasetStatus.ERROR)
 
 
 @parts_router.post("", status_code=201)

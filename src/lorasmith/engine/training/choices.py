@@ -104,7 +104,7 @@ def choose_computation(
             base.set_attn_implementation("eager")
         return PeftComputation(
             model,
-            CompletionLoss(base, len(tokenizer)),
+            CompletionLoss(base, len(tokenizer), precision),
             seed=settings.seed,
             pad_id=int(tokenizer.pad_token_id or 0),
             precision=precision,

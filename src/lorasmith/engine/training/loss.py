@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from lorasmith.engine.models.precision import Precision
 from lorasmith.engine.training.batches import IGNORED
 
 PROBE_TOKENS = 8
@@ -19,21 +20,20 @@ class CompletionLoss:
     model's logits are nothing but `head(decoder(ids))`, checked on a probe, only labelled rows go through the head.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary_size: int) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary_size: int, precision: Precision = "fp32") -> None:
         self.model = model
         self.decoder: nn.Module | None = getattr(model, model.base_model_prefix, None)
         self.head: nn.Module | None = model.get_output_embeddings()
-        self.head_on_labels = self.head_is_last(vocabulary_size)
+        self.head_on_labels = self.head_is_last(vocabulary_size, precision)
 
     @torch.no_grad()
-    def head_is_last(self, vocabulary_size: int) -> bool:
+    def head_is_last(self, vocabulary_size: int, precision: Precision) -> bool:
         if self.decoder is None or self.head is None:
             return False
         ids = torch.arange(PROBE_TOKENS).unsqueeze(0) % vocabulary_size
         training = self.model.training
         self.model.eval()
-        computed_in = self.head.weight.dtype  # some weights may be fp32, and an embedding in fewer bits
-        with torch.autocast("cpu", torch.bfloat16, enabled=computed_in == torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):  # some weights may be fp32
             expected = self.model(input_ids=ids, use_cache=False).logits
             computed = self.head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
         self.model.train(training)
