@@ -106,7 +106,7 @@ def test_an_operation_does_what_its_description_says(
     )
     @given(case=operation.as_strategy(generation_mode=modes[0]) | operation.as_strategy(generation_mode=modes[1]))
     def check(case: schemathesis.Case) -> None:
-        case.call_and_validate(base_url=caller.url, headers=caller.headers, checks=CHECKS)
+        case.call_and_validate(base_url=caller.url, headers=caller.headers, checks=CHECKS, timeout=60)
 
     check()
 
