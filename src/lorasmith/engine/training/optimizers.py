@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,12 +64,7 @@ def adamw(groups: Groups, rate: float) -> Optimizer:
 
 
 def adamw_8bit(groups: Groups, rate: float) -> Optimizer:
-    show_bitsandbytes()
-    try:
-        from bitsandbytes.optim.adamw import AdamW8bit  # not at the top: an extra, and slow to import
-    except ImportError as error:
-        raise MissingExtra("optimizer adamw_8bit", "quant") from error
-    optimizer: Optimizer = AdamW8bit(groups, lr=rate)
+    optimizer: Optimizer = from_bitsandbytes("adamw", "AdamW8bit", "adamw_8bit")(groups, lr=rate)
     return optimizer
 
 
@@ -82,13 +78,17 @@ def adafactor(groups: Groups, rate: float) -> Optimizer:
 
 def lion(groups: Groups, rate: float) -> Optimizer:
     """Steps of one length, sign(0.9 m + 0.1 g), with m in fp32."""
+    optimizer: Optimizer = from_bitsandbytes("lion", "Lion32bit", "lion")(groups, lr=rate)
+    return optimizer
+
+
+def from_bitsandbytes(module: str, name: str, optimizer: OptimizerName) -> Any:
+    """A class of an extra that is slow to import. Raises `MissingExtra`."""
     show_bitsandbytes()
     try:
-        from bitsandbytes.optim.lion import Lion32bit  # not at the top: an extra, and slow to import
+        return getattr(importlib.import_module(f"bitsandbytes.optim.{module}"), name)
     except ImportError as error:
-        raise MissingExtra("optimizer lion", "quant") from error
-    optimizer: Optimizer = Lion32bit(groups, lr=rate)
-    return optimizer
+        raise MissingExtra(f"optimizer {optimizer}", "quant") from error
 
 
 def muon(groups: Groups, rate: float) -> Optimizer:
