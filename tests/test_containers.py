@@ -31,14 +31,16 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PASSWORD = "correct horse battery"
 USER = 10001
-PLACES = {"/data": "/mnt", "/cache": "/srv"}  # of the image, and folders that this machine has
-# Where Python and this tree are in a folder that is covered, the image's user has to see them there.
-KEPT = " ".join(path for path in {sys.base_prefix, sys.prefix, str(ROOT)} if path.startswith(("/root/", "/tmp/")))
+NEEDED = {sys.base_prefix, sys.prefix, str(ROOT)}  # Python and this tree
+EMPTY = [place for place in ("/mnt", "/srv", "/media") if not any(path.startswith(f"{place}/") for path in NEEDED)]
+PLACES = dict(zip(("/data", "/cache"), EMPTY, strict=False))  # of the image, and folders that this machine has
+# Where what is needed is in a folder that is covered, the image's user has to see it there.
+KEPT = " ".join(path for path in NEEDED if path.startswith(("/root/", "/tmp/")))
 # Runs as process 1 of the namespaces: mounts what compose.yaml mounts, then becomes the command.
-ENTER = """
+ENTER = f"""
 set -e
-mount --bind "$1" /mnt
-mount --bind "$2" /srv
+mount --bind "$1" {PLACES["/data"]}
+mount --bind "$2" {PLACES["/cache"]}
 mount -t tmpfs tmpfs /run
 mkdir /run/secrets
 printf '%s\\n' "$3" >/run/secrets/lorasmith_password
@@ -53,7 +55,7 @@ for kept in $4; do
 done
 mount -o remount,bind,ro /
 shift 4
-cd /mnt
+cd {PLACES["/data"]}
 exec setpriv --reuid=10001 --regid=10001 --clear-groups --no-new-privs --bounding-set=-all -- "$@"
 """
 

@@ -68,7 +68,7 @@ def test_what_is_no_name_is_refused_before_a_job_exists(client: TestClient, work
         ({"preset": "balancd"}, 422),
         ({"training_config": {"fp16": True}}, 422),
         ({"training_config": {"bf16": True, "precision": "fp32"}}, 422),
-        ({"qlora_config": {"enabled": True}}, 422),
+        ({"qlora_config": {"bits": 5}}, 422),
         ({"measuring_s": 3600}, 422),
     ):
         answer = client.post(PATH, json=ASKED | wrong)
