@@ -42,6 +42,7 @@ SLOW = {  # half a minute and more; README.md is as long, and a stranger's first
     "docs/getting-started.md",
     "docs/guides/bring-your-data.md",
     "docs/guides/estimate.md",
+    "docs/guides/evaluate.md",
     "docs/guides/export.md",
     "docs/guides/train.md",
 }

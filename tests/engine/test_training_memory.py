@@ -104,9 +104,9 @@ PACKED = {"rank": 4, "alpha": 8, "dropout": 0.1, "target_modules": "mlp"}
 PEFT = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "mlp", "use_dora": True}
 
 
+@pytest.mark.slow  # three quarters of a minute and more; the update of a split step is quick to test
 @pytest.mark.parametrize(
-    ("lora", "unit"),
-    [pytest.param(PACKED, "tokens", id="packed"), pytest.param(PEFT, "rows", id="peft", marks=pytest.mark.slow)],
+    ("lora", "unit"), [pytest.param(PACKED, "tokens", id="packed"), pytest.param(PEFT, "rows", id="peft")]
 )
 def test_a_step_that_does_not_fit_is_split_and_the_run_ends_as_one_split_from_the_start(
     wide_folder: Path,
