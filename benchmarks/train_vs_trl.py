@@ -39,6 +39,8 @@ from peers.candidates import Peer
 from report import close, emit
 from training_bars import DROPOUT, judge, ours_name, speed
 
+from lorasmith.engine.models.precision import DTYPES, Precision, choose_memory
+
 BENCHMARK = "train_vs_trl"
 ALTERNATIONS = 3
 TIME_LIMIT_S = 12 * 60.0
@@ -162,6 +164,14 @@ def measure_matrix_rate(config: workload.Config, threads: int | None) -> Answer:
     return rate
 
 
+def own_choice(precision: Precision, config: workload.Config) -> str:
+    """What `training.memory=auto` takes on this machine: fast where packed weights fit and are faster."""
+    one_copy = workload.weight_bytes(config, DTYPES[precision].itemsize)
+    mode = choose_memory("auto", DTYPES[precision], one_copy)
+    emit(BENCHMARK, run="choice", memory=mode, packed_copy_gb=one_copy / 1e9)
+    return mode
+
+
 def reference_losses(contest: Contest) -> dict[str, Answer] | None:
     """TRL's losses in float32 and bf16 on all four steps, measured once and kept; None where memory is too small."""
     requirements = (runner.HERE / "requirements-trl.txt").read_bytes()
@@ -254,8 +264,7 @@ def compare(arguments: argparse.Namespace) -> int:
     native_bf16 = rate["bf16"]["step"] >= NATIVE_BF16 * rate["fp32"]["step"]
     if not native_bf16:
         emit(BENCHMARK, note="this CPU does not multiply bf16 natively; the bars were set on one with AVX-512 bf16")
-    two_copies = 2 * workload.weight_bytes(contest.config, 2 if native_bf16 else 4)
-    mode = "fast" if two_copies + 4 * 2**30 < available_bytes() else "lean"
+    mode = own_choice("bf16" if native_bf16 else "fp32", contest.config)
     if arguments.full:
         best = search_peers(contest, keep=4)
     else:

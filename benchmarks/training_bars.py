@@ -109,7 +109,7 @@ def judge(
     answers: Answers,
     peers: list[Peer],
     references: dict[str, Answer] | None,
-    mode: str,  # "fast", or "lean" where two copies of the weights do not fit
+    mode: str,  # what training.memory=auto takes on this machine
     rate: Answer,
     config: Config,
 ) -> list[Bar]:
