@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.fx.experimental._config
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -127,6 +128,8 @@ def compiled() -> Elementwise:
     """The first call of each takes seconds, or half a minute where torch's compile cache is empty."""
     # One graph for each layout of memory that a layer calls them with; beyond the usual 8 it would give up.
     torch._dynamo.config.recompile_limit = 64
+    # Else sizes that are equal in the first step, by chance, have to stay so, or all is compiled again in the second.
+    torch.fx.experimental._config.use_duck_shape = False
 
     def loop(function: Callable[..., None]) -> Callable[..., None]:
         compiled_function: Callable[..., None] = torch.compile(function, dynamic=True, fullgraph=True)
