@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,12 @@ from lorasmith.services.models import add_model
 from lorasmith.services.recovery import recover
 from lorasmith.services.server_lock import only_server
 from lorasmith.services.training import start_training, train
-from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
-from lorasmith.store.database import HEAD_REVISION, connect, current_revision
-from lorasmith.store.database_file import BACKUPS, KEPT_BACKUPS, back_up, backups, problems
+from lorasmith.store.database_file import BACKUPS, back_up, problems
+from tests.services.damage import Damage, opened, overwrite, small_home
 
 TABLES = ("datasets", "adapters", "evaluations", "jobs", "models")
 Rows = dict[str, list[dict[str, Any]]]
-Damage = Callable[[Path], Any]
-
-
-def opened(home: Path) -> Workbench:
-    return Workbench.open(Settings(home=home))
 
 
 def all_rows(home: Path) -> Rows:
@@ -97,34 +90,12 @@ def lived_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A job and a model, and no backup."""
-    home = tmp_path / "home"
-    workbench = opened(home)
-    create_job(workbench, JobKind.TRAINING, "waiting", {}, {"adapter_name": "waiting"}, auto_resume=True)
-    add_model(workbench, "org/tiny", "tiny")
-    workbench.models.engine.dispose()
-    shutil.rmtree(home / BACKUPS, ignore_errors=True)
-    return home
+    return small_home(tmp_path / "home")
 
 
 @pytest.fixture
 def home(lived_in: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(lived_in, tmp_path / "home"))
-
-
-def overwrite(name: str) -> Damage:
-    """The first page of a table or an index."""
-
-    def damage(database: Path) -> None:
-        with closing(sqlite3.connect(database)) as connection:
-            ((page, size),) = connection.execute(
-                "SELECT rootpage, (SELECT page_size FROM pragma_page_size) FROM sqlite_master WHERE name = ?", [name]
-            )
-        with database.open("r+b") as file:
-            file.seek((page - 1) * size)
-            file.write(b"\xa5" * size)
-
-    return damage
 
 
 def overwrite_header(database: Path) -> None:
@@ -299,91 +270,9 @@ def test_a_recovery_that_is_killed_loses_nothing(step: str, small: Path) -> None
     assert list(small.glob(".staging-*")) == []
 
 
-def test_a_full_disk_may_be_read_without_the_copy_of_the_day(small_disk: Path) -> None:
-    home = small_disk / "home"
-    opened(home).models.engine.dispose()
-    (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 60_000))
-    workbench = opened(home)
-    assert workbench.models.list() == []
-    workbench.models.engine.dispose()
-    assert backups(home) == []
-
-
 def test_nothing_is_made_again_beside_a_server(small: Path) -> None:
     with only_server(small), pytest.raises(Conflict, match="another server works on"):
         recover(Settings(home=small))
-
-
-def test_backups_are_made_once_a_day_and_of_whole_databases_alone(small: Path) -> None:
-    opened(small).models.engine.dispose()
-    (first,) = backups(small)
-    opened(small).models.engine.dispose()
-    assert backups(small) == [first]
-    for _ in range(KEPT_BACKUPS + 1):
-        newest = back_up(small / "lorasmith.db")
-    assert backups(small)[0] == newest
-    assert len(backups(small)) == KEPT_BACKUPS
-    kept = backups(small)
-    overwrite("jobs")(small / "lorasmith.db")
-    with pytest.raises(DamagedDatabase):
-        back_up(small / "lorasmith.db")
-    assert backups(small) == kept
-    assert list((small / BACKUPS).glob("*.tmp")) == []
-
-
-KILLED_MIGRATION = """
-import os, signal, sys
-from pathlib import Path
-from alembic import op
-from lorasmith.store.database import open_database
-op.create_index = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
-open_database(Path(sys.argv[1]))
-"""
-
-
-def test_a_migration_that_is_killed_leaves_the_old_database_and_a_copy_of_it(small: Path) -> None:
-    downgrade(small)
-    before = jobs_of(small / "lorasmith.db")
-    ran = subprocess.run([sys.executable, "-c", KILLED_MIGRATION, str(small)], check=False, capture_output=True)
-    assert ran.returncode == -signal.SIGKILL, ran.stderr
-    (copy,) = backups(small)
-    assert jobs_of(copy) == before
-    assert jobs_of(small / "lorasmith.db") == before
-    assert current_revision(connect(small)) == "0001"
-    assert len(opened(small).jobs.list()) == len(before)
-    assert current_revision(connect(small)) == HEAD_REVISION
-
-
-def downgrade(home: Path) -> None:
-    """To the first revision, as an older lorasmith left it."""
-    from alembic import command
-    from alembic.config import Config
-
-    import lorasmith.store.database as database
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
-    engine = connect(home)
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0001")
-    engine.dispose()
-
-
-def jobs_of(database: Path) -> list[tuple[str, str]]:
-    with closing(sqlite3.connect(database)) as connection:
-        return connection.execute("SELECT id, document FROM jobs ORDER BY id").fetchall()
-
-
-def test_a_database_of_a_newer_version_is_refused_and_left_alone(small: Path) -> None:
-    with closing(sqlite3.connect(small / "lorasmith.db")) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(Conflict, match=r"lorasmith.db was written by a newer lorasmith: .*9999") as raised:
-        opened(small)
-    assert raised.value.hint == "pip install -U lorasmith"
-    with pytest.raises(Conflict, match="newer lorasmith"):
-        recover(Settings(home=small))
-    assert not (small / "damaged").exists()
 
 
 @pytest.mark.slow
