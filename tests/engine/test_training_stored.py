@@ -21,6 +21,10 @@ from lorasmith.engine.models.loading import load_model, load_within_memory
 from lorasmith.engine.models.precision import Precision, choose_weights
 from lorasmith.engine.models.quantized_loading import half_bytes
 from lorasmith.engine.models.workspace import Workspace
+from lorasmith.engine.reporting import Reporter
+from lorasmith.engine.training.choices import Choices, choose_base
+from lorasmith.engine.training.devices import Devices
+from lorasmith.schemas.training import TrainingSpec
 from tests.engine.small_jobs import assert_same_bits, events, run_engine, stop_and_resume, tie_ends
 
 Job = Callable[..., Path]
@@ -127,6 +131,21 @@ def test_a_head_in_blocks_is_the_product_with_the_whole(monkeypatch: pytest.Monk
     torch.testing.assert_close(head.forward(x, None, workspace, "out"), x @ values.float().t(), atol=1e-5, rtol=0)
     torch.testing.assert_close(head.backward(gradient, workspace, "back"), gradient @ values.float(), atol=1e-4, rtol=0)
     assert workspace.take("dequantized", 1).untyped_storage().nbytes() == 4 * 640
+
+
+@pytest.mark.parametrize(("processes", "chosen"), [(1, "converted"), (2, "stored")])
+def test_each_process_has_weights_of_its_own(
+    bf16_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch, processes: int, chosen: str
+) -> None:
+    free = 6 * half_bytes(bf16_folder)  # fp32 takes a third of it, and in two processes two thirds
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
+    job = training_job(bf16_folder, memory="auto")
+    spec = TrainingSpec.model_validate(json.loads((job / "job.json").read_text(encoding="utf-8"))["spec"])
+    devices = Devices(count=processes)
+    monkeypatch.setattr(devices, "agree", lambda value: value)
+    choices = Choices(job, Reporter(job), devices)
+    assert (choose_base(choices, spec, "fp32", bf16_folder) == AS_STORED) == (chosen == "stored")
+    assert choices.made["weights"] == chosen
 
 
 @pytest.mark.parametrize(

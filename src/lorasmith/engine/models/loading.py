@@ -95,8 +95,7 @@ def load_model(
 
 
 def load_within_memory(folder: Path, precision: Precision) -> PreTrainedModel:
-    """`load_model`, with weights in the 16 bits of their file where fp32 ones would fill half of the free memory: slower, the same."""
-    check_model_folder(folder)
+    """`load_model` of a checked folder, in the 16 bits of its file where fp32 would fill half of the free memory: slower, the same."""
     stored = choose_weights("auto", precision, half_bytes(folder)) == "stored"
     return load_model(folder, DTYPES[precision], AS_STORED if stored else None)
 

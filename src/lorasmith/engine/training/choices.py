@@ -77,12 +77,15 @@ def choose_base(choices: Choices, spec: TrainingSpec, precision: Precision, fold
     settings = spec.training
     if settings.quantizes:
         return Quantization.named(settings.quantization, settings.double_quantization)
-    weights = choices.once("weights", lambda: weights_of(spec, precision, half_bytes(folder)))
+    weights = choices.once("weights", lambda: weights_of(spec, precision, half_bytes(folder) * choices.devices.count))
     return AS_STORED if weights == "stored" else None
 
 
 def weights_of(spec: TrainingSpec, precision: Precision, available: int) -> Weights:
-    """Those of a base that is not quantised, and has so many bytes in 16 bits: DoRA measures it, other settings change it, in fp32."""
+    """Those of a base that is not quantised: DoRA measures it, other settings change it, in fp32.
+
+    `available` are its bytes in 16 bits, in all processes.
+    """
     untouched = not (spec.lora.use_dora or spec.lora.modules_to_save or moves_weight(spec.lora.init))
     return choose_weights(spec.training.memory, precision, available if untouched else 0)
 
