@@ -112,6 +112,8 @@ class Feeds:
             except Exception:
                 self.set_aside(feed.job.id)
                 news = True  # it may have read something first
+            else:
+                self.wait_until.pop(feed.job.id, None)
         return news
 
     def set_aside(self, job_id: str) -> None:

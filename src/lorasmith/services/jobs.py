@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from lorasmith.errors import STOPS, Conflict, JobFailed, Killed
+from lorasmith.errors import STOPS, Conflict, JobFailed, Killed, LorasmithError
 from lorasmith.faults import fault_point
 from lorasmith.files import new_id
 from lorasmith.jobs.folder import (
@@ -228,8 +228,10 @@ def settle_abandoned(workbench: Workbench) -> None:
     for job in workbench.jobs.abandoned():
         try:
             settle(workbench, job)
-        except Exception as error:
-            log.warning("what came of %s could not be stored: %s", job.id, error)
+        except LorasmithError as error:
+            log.warning("what came of %s could not be stored: %s", job.id, error.message)
+        except Exception:
+            log.exception("what came of %s could not be stored", job.id)
 
 
 def settle(workbench: Workbench, job: Job) -> None:
