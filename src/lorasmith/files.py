@@ -165,6 +165,14 @@ def read_json(path: Path) -> Any:
         raise InvalidData(f"{path} is not valid JSON: {error}") from error
 
 
+def read_json_if_there(path: Path) -> Any | None:
+    """For a file that another process may remove: after a look whether it is there it may be gone."""
+    try:
+        return read_json(path)
+    except NotFound:
+        return None
+
+
 @contextmanager
 def staged_folder(target: Path, *, replace: bool = False, point: str | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `target`; on success it becomes `target` in one rename.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from lorasmith.files import read_json
+from lorasmith.api import jobs
+from lorasmith.files import folder_size_bytes, read_json, staged_folder
 from lorasmith.jobs.folder import EVENTS, LOG, ORDER
 from lorasmith.schemas.data import Dataset
 from lorasmith.schemas.jobs import Job, JobStatus
@@ -184,6 +186,24 @@ def test_metrics_and_logs_in_pages(client: TestClient, running: Job) -> None:
     first = client.get(f"{path}/logs", params={"limit": 2}).json()
     rest = client.get(f"{path}/logs", params={"cursor": first["next_cursor"]}).json()
     assert [line["text"] for line in first["data"] + rest["data"]] == ["one", "two", "three"]
+
+
+def test_a_checkpoint_that_the_engine_removes_meanwhile_is_left_out(
+    client: TestClient, workbench: Workbench, running: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [workbench.path(running.folder) / "checkpoints" / f"step-{step:06d}" for step in (2, 4)]
+    for folder in kept:
+        with staged_folder(folder) as staging:
+            (staging / "state").write_bytes(bytes(1000))
+
+    def size_bytes(folder: Path) -> int:
+        if folder == kept[0]:
+            shutil.rmtree(folder)
+        return folder_size_bytes(folder)
+
+    monkeypatch.setattr(jobs, "folder_size_bytes", size_bytes)
+    answer = client.get(f"{V1}/jobs/{running.id}/checkpoints")
+    assert [one["step"] for one in answer.json()] == [4], answer.text
 
 
 @pytest.fixture

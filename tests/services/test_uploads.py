@@ -8,18 +8,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorasmith.errors import Conflict
+from lorasmith.files import read_json_if_there
 from lorasmith.schemas.data import DataImportSpec
 from lorasmith.schemas.uploads import DatasetStatus, Upload
-from lorasmith.services import upload_imports
+from lorasmith.services import upload_imports, uploads
 from lorasmith.services.data_curation import INDEX
 from lorasmith.services.data_import import work_place
 from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.upload_imports import Importer
-from lorasmith.services.uploads import begin_upload, find_upload, finish_upload, remove_upload
+from lorasmith.services.uploads import (
+    begin_upload,
+    find_upload,
+    finish_upload,
+    import_upload,
+    list_uploads,
+    remove_upload,
+)
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
 from lorasmith.store.database import DATABASE_NAME
@@ -140,3 +149,25 @@ def test_a_missing_model_is_not_the_files_fault(workbench: Workbench) -> None:
     assert workbench.path(upload.content).exists()
     remove_upload(workbench, failed)
     assert find_upload(workbench, upload.id) is None
+
+
+def test_an_import_that_ends_between_the_look_and_the_read_is_found(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = [uploaded(workbench)]
+
+    def ends_first(path: Path) -> Any:
+        while ending:
+            import_upload(workbench, ending.pop(), lambda: False)
+        return read_json_if_there(path)
+
+    monkeypatch.setattr(uploads, "read_json_if_there", ends_first)
+    upload_id = ending[0].id
+    found = find_upload(workbench, upload_id)
+    assert found is not None
+    assert found.status is DatasetStatus.READY
+
+    ending.append(begin_upload(workbench, "more.jsonl", None, DataImportSpec(name="more")))
+    workbench.path(ending[0].content).write_text(ROWS, encoding="utf-8")
+    finish_upload(workbench, ending[0])
+    assert list_uploads(workbench) == []

@@ -13,7 +13,8 @@ from lorasmith.services.uploads import find_upload, list_uploads, received_bytes
 from lorasmith.services.workbench import Workbench
 
 
-def of_row(dataset: Dataset, file_name: str | None = None) -> DatasetResource:
+def of_row(workbench: Workbench, dataset: Dataset) -> DatasetResource:
+    upload = find_upload(workbench, dataset.id)
     rejected = dataset.fates.get(Fate.REJECTED, 0)
     rows = sum(dataset.fates.values())
     left_out = f"{rejected} of {rows} rows were left out; the ledger has the reason of each (fate=rejected)"
@@ -33,7 +34,7 @@ def of_row(dataset: Dataset, file_name: str | None = None) -> DatasetResource:
         statistics=dataset.statistics,
         part_sizes=dataset.part_sizes,
         fates=dataset.fates,
-        file_name=file_name,
+        file_name=None if upload is None else upload.file_name,
         source_sha256=dataset.source_sha256,
         sha256=dataset.sha256,
     )
@@ -82,12 +83,12 @@ def upload_in_parts(workbench: Workbench, upload: Upload) -> UploadResource:
 def show(workbench: Workbench, dataset_id: str) -> DatasetResource:
     """A stored dataset by id or name, or an upload by id. Raises `NotFound`."""
     stored = find_version(workbench, dataset_id)
-    upload = find_upload(workbench, stored.id if stored else dataset_id)
     if stored is not None:
-        return of_row(stored, upload.file_name if upload else None)
+        return of_row(workbench, stored)
+    upload = find_upload(workbench, dataset_id)
     if upload is not None and upload.status is not DatasetStatus.READY:
         return of_upload(workbench, upload)
-    return of_row(get_dataset(workbench, dataset_id))  # raises with the nearest name
+    return of_row(workbench, get_dataset(workbench, dataset_id))  # raises with the nearest name
 
 
 def require_ready(workbench: Workbench, dataset_id: str) -> Dataset:
@@ -121,17 +122,16 @@ def newest(
     """At most `limit`, the newest first, with the asked name, status and format; of a name its present version or all."""
     where = {} if format is None else {"format": format.value}
     ready = status in (None, DatasetStatus.READY)
-    rows = stored_rows(workbench, limit, before, where, name, versions) if ready else []
-    stored = {row.id for row in rows}
     waiting = [
         of_upload(workbench, upload)
-        for upload in list_uploads(workbench)
-        if upload.id not in stored
-        and (before is None or upload.id < before)
+        for upload in list_uploads(workbench)  # before the stored ones: one that becomes a dataset now is in both
+        if (before is None or upload.id < before)
         and name in (None, upload.spec.name)
         and status in (None, upload.status)
         and format in (None, upload.spec.format)
         and workbench.datasets.get(upload.id) is None
     ]
-    found = [show(workbench, row.id) for row in rows] + waiting
+    rows = stored_rows(workbench, limit, before, where, name, versions) if ready else []
+    stored = {row.id for row in rows}
+    found = [of_row(workbench, row) for row in rows] + [one for one in waiting if one.id not in stored]
     return sorted(found, key=lambda one: one.id, reverse=True)[:limit]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from lorasmith.api.problems import without_paths
-from lorasmith.files import folder_size_bytes
+from lorasmith.files import MANIFEST, folder_size_bytes
 from lorasmith.jobs.events import newest
-from lorasmith.jobs.folder import EVENTS
+from lorasmith.jobs.folder import EVENTS, checkpoint_folders
 from lorasmith.schemas.api_jobs import CheckpointResource, JobResource
 from lorasmith.schemas.api_training import QLoRAConfigRequest
 from lorasmith.schemas.jobs import Job, JobKind, JobStatus
@@ -87,13 +88,18 @@ def qlora_config(training: dict[str, Any]) -> QLoRAConfigRequest:
 
 def checkpoints(workbench: Workbench, job: Job) -> list[CheckpointResource]:
     """Those that are whole, oldest first."""
-    manifests = sorted(workbench.path(job.folder).glob("checkpoints/step-*/manifest.json"))
-    return [
-        CheckpointResource(
-            id=manifest.parent.name,
-            step=int(manifest.parent.name.removeprefix("step-")),
-            size_bytes=folder_size_bytes(manifest.parent),
-            created_at=datetime.fromtimestamp(manifest.stat().st_mtime, UTC),
+    found = (checkpoint_resource(folder) for folder in checkpoint_folders(workbench.path(job.folder)))
+    return [checkpoint for checkpoint in found if checkpoint is not None]
+
+
+def checkpoint_resource(folder: Path) -> CheckpointResource | None:
+    """None for one that the engine removes meanwhile."""
+    try:
+        return CheckpointResource(
+            id=folder.name,
+            step=int(folder.name.removeprefix("step-")),
+            size_bytes=folder_size_bytes(folder),
+            created_at=datetime.fromtimestamp((folder / MANIFEST).stat().st_mtime, UTC),
         )
-        for manifest in manifests
-    ]
+    except FileNotFoundError:
+        return None

@@ -120,11 +120,12 @@ def watch_job(context: typer.Context, job: str) -> None:
 @app.command("checkpoints")
 def job_checkpoints(context: typer.Context, job: str, as_json: AsJson = False) -> None:
     """List the checkpoints that a job holds"""
+    from lorasmith.jobs.folder import checkpoint_folders
     from lorasmith.services import jobs
 
     workbench = open_workbench(context)
     folder = workbench.path(jobs.show_job(workbench, job).folder)
-    found = sorted(path.parent for path in folder.glob("checkpoints/step-*/manifest.json"))
+    found = checkpoint_folders(folder)
     if as_json:
         print_json([str(path) for path in found])
         return

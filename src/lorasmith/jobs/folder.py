@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorasmith.files import read_json, write_json
+from lorasmith.files import MANIFEST, read_json_if_there, write_json
 from lorasmith.schemas.jobs import Event, JobError, JobOrder, JobRequest
 
 ORDER, EVENTS, LOG, RESULT, ERROR = "job.json", "events.jsonl", "log.txt", "result.json", "error.json"
@@ -25,8 +25,8 @@ def write_request(folder: Path, request: JobRequest) -> None:
 
 def read_request(folder: Path) -> JobRequest | None:
     """What the engine was asked and has not read."""
-    path = folder / CONTROL
-    return JobRequest(read_json(path)["request"]) if path.exists() else None
+    asked = read_json_if_there(folder / CONTROL)
+    return None if asked is None else JobRequest(asked["request"])
 
 
 def note_kill(folder: Path) -> None:
@@ -36,12 +36,16 @@ def note_kill(folder: Path) -> None:
 
 def newest_checkpoint_name(folder: Path) -> str:
     """`step-…` of the newest committed checkpoint, or an empty string."""
-    return max((path.parent.name for path in (folder / CHECKPOINTS).glob("step-*/manifest.json")), default="")
+    return max((checkpoint.name for checkpoint in checkpoint_folders(folder)), default="")
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Those that are whole, oldest first; a running engine removes the oldest ones."""
+    return sorted(manifest.parent for manifest in (folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}"))
 
 
 def read_result(folder: Path) -> dict[str, object] | None:
-    path = folder / RESULT
-    return read_json(path) if path.exists() else None
+    return read_json_if_there(folder / RESULT)
 
 
 def write_error(folder: Path, error: JobError) -> None:
@@ -50,8 +54,8 @@ def write_error(folder: Path, error: JobError) -> None:
 
 
 def read_error(folder: Path) -> JobError | None:
-    path = folder / ERROR
-    return JobError.model_validate(read_json(path)) if path.exists() else None
+    error = read_json_if_there(folder / ERROR)
+    return None if error is None else JobError.model_validate(error)
 
 
 class EventReader:

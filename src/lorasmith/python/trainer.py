@@ -19,7 +19,7 @@ from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.run import run as run_training
 from lorasmith.errors import InvalidData
 from lorasmith.files import read_json, sha256_bytes, write_json
-from lorasmith.jobs.folder import ORDER, RESULT
+from lorasmith.jobs.folder import ORDER, RESULT, checkpoint_folders
 from lorasmith.jobs.leases import LeaseKeeper, holder
 from lorasmith.python.adapters import LoRAAdapter, apply_lora_adapter
 from lorasmith.schemas.data import DataImportSpec
@@ -162,6 +162,6 @@ class LoRATrainer:
             training_loss=job.result["training_loss"],
             validation_loss=job.result["validation_loss"],
             training_time_seconds=job.result["training_time_seconds"],
-            checkpoints=sorted(manifest.parent for manifest in folder.glob("checkpoints/step-*/manifest.json")),
+            checkpoints=checkpoint_folders(folder),
             parameters=ParameterStatistics(job.result["trainable_parameters"], job.result["total_parameters"]),
         )

@@ -12,7 +12,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasmith.errors import Busy, Conflict, DiskFull, Interrupted, InvalidData, InvalidSpec, LorasmithError, NotFound
-from lorasmith.files import STAGING_PREFIX, existing_parent, new_id, read_json, sha256_file, write_bytes, write_json
+from lorasmith.files import (
+    STAGING_PREFIX,
+    existing_parent,
+    new_id,
+    read_json_if_there,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.jobs import now
 from lorasmith.schemas.uploads import DatasetStatus, Upload
@@ -130,7 +138,7 @@ def save_outcome(workbench: Workbench, upload: Upload, status: DatasetStatus, pr
 def list_uploads(workbench: Workbench) -> list[Upload]:
     """Those of which no dataset has come yet."""
     found = sorted(workbench.path(UPLOADS).glob(f"dataset_*/{STATE}"))
-    return [Upload.model_validate(read_json(path)) for path in found]
+    return [upload for path in found if (upload := read_upload(path)) is not None]
 
 
 def all_uploads(workbench: Workbench) -> list[Upload]:
@@ -144,8 +152,12 @@ def find_upload(workbench: Workbench, upload_id: str) -> Upload | None:
     if not upload_id.startswith("dataset_") or not upload_id.removeprefix("dataset_").isalnum():
         return None
     folder = workbench.path(UPLOADS) / upload_id
-    path = next((folder / name for name in (STATE, DONE) if (folder / name).is_file()), None)
-    return None if path is None else Upload.model_validate(read_json(path))
+    return read_upload(folder / STATE) or read_upload(folder / DONE)  # in the order in which the file gets its names
+
+
+def read_upload(path: Path) -> Upload | None:
+    found = read_json_if_there(path)
+    return None if found is None else Upload.model_validate(found)
 
 
 def require_upload(workbench: Workbench, upload_id: str) -> Upload:
