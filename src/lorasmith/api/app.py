@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
 from lorasmith.api.credentials import Attempts, Credentials, Password
+from lorasmith.api.event_streams import OpenStreams
 from lorasmith.api.feeds import Feeds
 from lorasmith.api.metrics import Measured, Metrics
 from lorasmith.api.openapi import OPENAPI_PATH, describe
@@ -77,12 +78,13 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.importer = importer = Importer(workbench)
         app.state.feeds = Feeds(workbench)
-        looking = asyncio.create_task(app.state.feeds.run())
+        background = [asyncio.create_task(one) for one in (app.state.feeds.run(), app.state.streams.run())]
         importer.begin()
         with own_worker(workbench, settings):
             yield
         importer.stop()
-        looking.cancel()
+        for task in background:
+            task.cancel()
 
     app = FastAPI(
         title="lorasmith",
@@ -99,6 +101,7 @@ def create_app(workbench: Workbench, settings: ServerSettings) -> FastAPI:
     app.state.retries = Retries()
     app.state.replies = Replies(server_folder(workbench.home) / "replies.sqlite")
     app.state.credentials = credentials
+    app.state.streams = OpenStreams()
     app.state.password = Password(settings.password)
     app.state.logins = Attempts(most=10, window_s=300)
     app.state.door_attempts = Attempts(most=20, window_s=60)

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -22,6 +23,7 @@ from lorasmith.schemas.jobs import ACTIVE, Event, Job, JobStatus
 from lorasmith.services.workbench import Workbench
 
 LOOK_S = 0.2
+WAKE_S = 5.0  # readers are woken at least so often, for their heartbeats
 AGAIN_S = 10.0  # between two looks at a job that could not be read
 BATCH = 500
 KEPT = 1000  # newest events of a job in memory, for readers that are not far behind
@@ -64,7 +66,8 @@ class Feed:
     async def since(self, seq: int) -> list[Event]:
         """At most `BATCH` events after that number."""
         if seq >= self.complete_from:
-            return [event for event in self.events if event.seq > seq][:BATCH]
+            new = list(takewhile(lambda event: event.seq > seq, reversed(self.events)))
+            return new[: -BATCH - 1 : -1]
         return await run_in_threadpool(events_after, self.events_file, seq, BATCH)
 
     @property
@@ -73,7 +76,10 @@ class Feed:
 
 
 class Feeds:
-    """The followed jobs of a server. `changed` is set, and replaced by a new one, after each look that found something."""
+    """The followed jobs of a server.
+
+    `changed` is set, and replaced by a new one, after each look that found something, and else every `WAKE_S`.
+    """
 
     def __init__(self, workbench: Workbench) -> None:
         self.workbench = workbench
@@ -85,6 +91,7 @@ class Feeds:
 
     async def run(self) -> None:
         """Look at what is followed, for as long as the server lives."""
+        woken = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_S)
             try:
@@ -92,8 +99,9 @@ class Feeds:
             except Exception:  # the database: what one job raises is caught beside it
                 log.exception("jobs could not be looked at")
                 await asyncio.sleep(AGAIN_S)
-                continue
-            if news:
+                news = True  # for heartbeats
+            if news or time.monotonic() - woken >= WAKE_S:
+                woken = time.monotonic()
                 self.changed.set()
                 self.changed = asyncio.Event()
 

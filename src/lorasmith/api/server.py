@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from lorasmith.api.app import create_app
+from lorasmith.api.event_streams import OpenStreams
 from lorasmith.errors import Conflict, InvalidSpec, NotFound
 from lorasmith.services.server_lock import only_server
 from lorasmith.services.workbench import Workbench
@@ -23,7 +24,15 @@ STOP_S = 10  # that requests get to end
 
 
 class Server(uvicorn.Server):
-    """Ends with status 0 on SIGTERM and Ctrl-C, which is how a server is meant to end."""
+    """Ends with status 0 on SIGTERM and Ctrl-C, which is how a server is meant to end, and its streams with it."""
+
+    def __init__(self, config: uvicorn.Config, streams: OpenStreams) -> None:
+        super().__init__(config)
+        self.streams = streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.streams.end()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -46,8 +55,9 @@ def serve(workbench: Workbench, settings: ServerSettings, *, next_port: bool, li
     with only_server(workbench.home) as lock, bound(settings, next_port) as listener:
         url = url_of(settings, listener.getsockname()[1])
         lock.say(url)
+        app = create_app(workbench, settings)
         config = uvicorn.Config(
-            create_app(workbench, settings),
+            app,
             access_log=False,
             log_level="warning",
             proxy_headers=False,  # else a caller could choose the address that its wrong passwords count for
@@ -57,7 +67,7 @@ def serve(workbench: Workbench, settings: ServerSettings, *, next_port: bool, li
             ssl_keyfile=settings.tls_key,
         )
         listening(url)
-        Server(config).run(sockets=[listener])
+        Server(config, app.state.streams).run(sockets=[listener])
 
 
 @contextlib.contextmanager

@@ -1,36 +1,24 @@
-"""Server-sent events of jobs, from any point on: `Last-Event-ID` is a number of the job's own events or bytes of its log."""
+"""What the streams of jobs say, from any point on: `Last-Event-ID` is a number of the job's own events or bytes of its log.
+
+Each yields chunks of frames, and an empty one whenever it has looked and found nothing.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from typing import Any
 
-from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
+from lorasmith.api.event_streams import Chunks, frame
 from lorasmith.api.feeds import BATCH, MOST_GOING, Feed, Feeds
 from lorasmith.api.problems import without_paths
 from lorasmith.jobs.log import lines_after
 from lorasmith.schemas.api_jobs import LogLine, StreamedEvent, StreamedStatus
 from lorasmith.schemas.jobs import Event, Job, JobStatus
 
-HEARTBEAT_S = 15
-SEND_TIMEOUT_S = 10.0  # a reader that takes nothing for so long is gone
-RECHECK_S = 30.0  # between two looks at a reader's credentials
-
+RESET, END = frame("reset", "{}"), frame("end", "{}")
 MOST_WRITTEN = 1000
-WRITTEN: dict[tuple[str, int, bool], str] = {}  # newest events as text: hundreds of readers get the same
-
-ServerEvent = dict[str, Any]
-Events = AsyncIterator[ServerEvent]
-
-
-def respond(events: Events) -> EventSourceResponse:
-    """Heartbeats keep proxies from closing; nothing is buffered or compressed on the way."""
-    headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
-    return EventSourceResponse(events, ping=HEARTBEAT_S, send_timeout=SEND_TIMEOUT_S, headers=headers)
+WRITTEN: dict[tuple[str, int, bool], bytes] = {}  # newest events as frames: hundreds of readers get the same
 
 
 def last_number(given: str) -> int | None:
@@ -38,62 +26,52 @@ def last_number(given: str) -> int | None:
     return int(given) if given.isascii() and given.isdigit() and len(given) < 16 else None
 
 
-async def wait(feeds: Feeds, changed: asyncio.Event, still_allowed: Callable[[], bool]) -> bool:
-    """Until something is new; False when the reader's token or session has ended meanwhile."""
-    try:
-        async with asyncio.timeout(RECHECK_S):  # wait_for would make a task for each reader and event
-            await changed.wait()
-    except TimeoutError:
-        return still_allowed()
-    return True
-
-
-async def job_events(
-    feeds: Feeds, job: Job, after: int | None, types: set[str] | None, still_allowed: Callable[[], bool]
-) -> Events:
+async def job_events(feeds: Feeds, job: Job, after: int | None, types: set[str] | None) -> Chunks:
     """A job's status whenever it changes and its events of some types, until it stops."""
     async with feeds.following(job) as feed:
         if after is None or after > feed.seq:
-            yield {"event": "reset", "data": "{}"}
+            yield RESET
             after = 0
-        seq, told = after, None
+        told = None
         while True:
             changed, goes_on = feeds.changed, feed.goes_on
             if goes_on and feed.job.status is not told:
                 told = feed.job.status
-                yield status_event(feeds, feed.job)
-            events = await feed.since(seq)
-            for event in events:
-                seq = event.seq
-                if types is None or event.type in types:
-                    yield sent(job.id, event, str(seq))
-            if not events and not goes_on:
-                yield status_event(feeds, feed.job)  # behind the last event
-                yield {"event": "end", "data": "{}"}
-                return
-            if not events and not await wait(feeds, changed, still_allowed):
+                yield status_frame(feeds, feed.job)
+            events = await feed.since(after)
+            if events:
+                after = events[-1].seq
+                asked = (event for event in events if types is None or event.type in types)
+                yield b"".join(event_frame(job.id, event, str(event.seq)) for event in asked)
+            elif goes_on:
+                await changed.wait()
+                yield b""
+            else:
+                yield status_frame(feeds, feed.job) + END  # behind the last event
                 return
 
 
-async def log_lines(feeds: Feeds, job: Job, after: int | None, still_allowed: Callable[[], bool]) -> Events:
+async def log_lines(feeds: Feeds, job: Job, after: int | None) -> Chunks:
     """Lines of the job's log, until it stops."""
     async with feeds.following(job) as feed:
         if after is None or after > feed.sizes[1]:
-            yield {"event": "reset", "data": "{}"}
+            yield RESET
             after = 0
         while True:
             changed, goes_on = feeds.changed, feed.goes_on
             lines = await run_in_threadpool(lines_after, feed.log_file, after, BATCH)
-            for after, text in lines:
-                yield {"event": "log", "id": str(after), "data": LogLine(offset=after, text=text).model_dump_json()}
-            if not lines and not goes_on:
-                yield {"event": "end", "data": "{}"}
-                return
-            if not lines and not await wait(feeds, changed, still_allowed):
+            if lines:
+                after = lines[-1][0]
+                yield b"".join(log_frame(offset, text) for offset, text in lines)
+            elif goes_on:
+                await changed.wait()
+                yield b""
+            else:
+                yield END
                 return
 
 
-async def all_events(feeds: Feeds, cursor: dict[str, int], still_allowed: Callable[[], bool]) -> Events:
+async def all_events(feeds: Feeds, cursor: dict[str, int]) -> Chunks:
     """Statuses and events of all jobs that wait or run, for as long as the reader stays.
 
     `cursor` has the last number that the reader saw of each job; of others it gets what comes from now on.
@@ -108,18 +86,20 @@ async def all_events(feeds: Feeds, cursor: dict[str, int], still_allowed: Callab
                 if feed is None:
                     told.pop(job_id)
                     continue
-                seq = seqs.setdefault(job_id, feed.seq)
+                seqs.setdefault(job_id, feed.seq)
                 if told.get(job_id) is not feed.job.status and feed.goes_on:
                     told[job_id] = feed.job.status
-                    yield status_event(feeds, feed.job)
-                while events := await feed.since(seq):
+                    yield status_frame(feeds, feed.job)
+                while events := await feed.since(seqs[job_id]):
+                    frames = []
                     for event in events:
-                        seq = seqs[job_id] = event.seq
-                        yield sent(job_id, event, cursor_text(seqs, told), named=True)
+                        seqs[job_id] = event.seq
+                        frames.append(event_frame(job_id, event, cursor_text(seqs, told), named=True))
+                    yield b"".join(frames)
                 if not feed.goes_on and told.pop(job_id, None) is not None:
-                    yield status_event(feeds, feed.job)
-            if not await wait(feeds, changed, still_allowed):
-                return
+                    yield status_frame(feeds, feed.job)
+            await changed.wait()
+            yield b""
 
 
 async def ended_feed(feeds: Feeds, job_id: str) -> Feed | None:
@@ -128,21 +108,26 @@ async def ended_feed(feeds: Feeds, job_id: str) -> Feed | None:
     return None if job is None else await run_in_threadpool(Feed, feeds.workbench, job)
 
 
-def status_event(feeds: Feeds, job: Job) -> ServerEvent:
+def status_frame(feeds: Feeds, job: Job) -> bytes:
     reason = without_paths(job.reason, feeds.workbench.home) if job.reason else None
     status = StreamedStatus(job_id=job.id, status=job.status, reason_code=job.reason_code, reason=reason)
-    return {"event": "status", "data": status.model_dump_json()}
+    return frame("status", status.model_dump_json())
 
 
-def sent(job_id: str, event: Event, cursor: str, *, named: bool = False) -> ServerEvent:
+def log_frame(offset: int, text: str) -> bytes:
+    return frame("log", LogLine(offset=offset, text=text).model_dump_json(), str(offset))
+
+
+def event_frame(job_id: str, event: Event, cursor: str, *, named: bool = False) -> bytes:
     """`named`: the data say of which job it is."""
     key = (job_id, event.seq, named)
     if key not in WRITTEN:
         of_job = {"job_id": job_id} if named else {}
-        WRITTEN[key] = StreamedEvent(**of_job, **event.model_dump()).model_dump_json(exclude_unset=True)
+        data = StreamedEvent(**of_job, **event.model_dump()).model_dump_json(exclude_unset=True)
+        WRITTEN[key] = frame(event.type, data)
         if len(WRITTEN) > MOST_WRITTEN:
             del WRITTEN[next(iter(WRITTEN))]
-    return {"event": event.type, "id": cursor, "data": WRITTEN[key]}
+    return b"id: %s\n%s" % (cursor.encode(), WRITTEN[key])
 
 
 def cursor_text(seqs: dict[str, int], told: dict[str, JobStatus]) -> str:

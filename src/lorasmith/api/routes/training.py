@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from sse_starlette.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 
 from lorasmith.api import jobs as views
 from lorasmith.api import streams
 from lorasmith.api.contents import EVENT_STREAM, PAGE_OR_STREAM, STREAM
 from lorasmith.api.deps import CurrentWorkbench
+from lorasmith.api.event_streams import Chunks, EventStream
 from lorasmith.api.feeds import Feeds
 from lorasmith.api.idempotency import IdempotentRoute
 from lorasmith.api.paging import Cursor, Limit, page_of
@@ -138,7 +137,7 @@ async def job_metrics(
     job = await run_in_threadpool(required, workbench, job_id)
     if wants_stream(request):
         number = streams.last_number(last_event_id) if last_event_id else after
-        return streams.respond(streams.job_events(feeds(request), job, number, POINTS, still_allowed(request)))
+        return stream(request, streams.job_events(feeds(request), job, number, POINTS))
     return await run_in_threadpool(metric_page, workbench, job, after, limit)
 
 
@@ -166,27 +165,27 @@ async def job_logs(
     job = await run_in_threadpool(required, workbench, job_id)
     if wants_stream(request):
         number = streams.last_number(last_event_id) if last_event_id else after
-        return streams.respond(streams.log_lines(feeds(request), job, number, still_allowed(request)))
+        return stream(request, streams.log_lines(feeds(request), job, number))
     lines = await run_in_threadpool(lines_after, workbench.path(job.folder) / LOG, after, limit + 1)
     shown = [{"offset": offset, "text": text} for offset, text in lines[:limit]]
     return {"data": shown, "next_cursor": shown[-1]["offset"] if len(lines) > limit else None}
 
 
-@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses=STREAM)
+@router.get("/jobs/{job_id}/events", response_class=EventStream, responses=STREAM)
 async def follow_job(
     request: Request, workbench: CurrentWorkbench, job_id: JobId, last_event_id: LastEventId = None
-) -> EventSourceResponse:
+) -> EventStream:
     """Stream everything that a job says, from its beginning or from `Last-Event-ID` on, until it stops"""
     job = await run_in_threadpool(required, workbench, job_id)
     number = streams.last_number(last_event_id) if last_event_id else 0
-    return streams.respond(streams.job_events(feeds(request), job, number, None, still_allowed(request)))
+    return stream(request, streams.job_events(feeds(request), job, number, None))
 
 
-@router.get("/events", response_class=EventSourceResponse, responses=STREAM)
-async def follow_all(request: Request, last_event_id: LastEventId = None) -> EventSourceResponse:
+@router.get("/events", response_class=EventStream, responses=STREAM)
+async def follow_all(request: Request, last_event_id: LastEventId = None) -> EventStream:
     """Stream what all jobs that wait or run say, from now on or from `Last-Event-ID` on"""
     cursor = streams.parse_cursor(last_event_id or "")
-    return streams.respond(streams.all_events(feeds(request), cursor, still_allowed(request)))
+    return stream(request, streams.all_events(feeds(request), cursor))
 
 
 def wants_stream(request: Request) -> bool:
@@ -198,6 +197,7 @@ def feeds(request: Request) -> Feeds:
     return found
 
 
-def still_allowed(request: Request) -> Callable[[], bool]:
-    """Whether the caller's token or session still holds, for streams that outlive it."""
-    return lambda: request.app.state.credentials.caller(request) is not None
+def stream(request: Request, chunks: Chunks) -> EventStream:
+    """It ends with the caller's token or session."""
+    state = request.app.state
+    return EventStream(chunks, state.streams, lambda: state.credentials.caller(request) is not None)
