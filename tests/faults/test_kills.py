@@ -22,7 +22,7 @@ from tests.engine.conftest import qwen2_folder, tokenizer  # noqa: F401  # fixtu
 from tests.faults.invariants import all_is_done, outcome, whole_at_any_time
 
 MOST_SESSIONS = 6
-SEED, SAMPLED = 20_26, 20  # points at a hit beyond the first
+SEED, SAMPLED = 20_26, 36  # points at a hit beyond the first
 
 # Steps that nobody reaches who was not killed before; several are ordered together, each happens once.
 AFTER = {
@@ -41,6 +41,7 @@ OF_THE_WORKER = (
     "job.concluded",
     "job.released",
 )
+BY_THE_CLOCK = ("lease.renewing", "lease.renewed")  # reached more often in a life that takes longer
 SHORT = (
     "import.committed",
     "tokens.appended",
@@ -178,10 +179,8 @@ def test_killed_at_a_step(lives: Lives, expected: dict[str, Any], point: str) ->
 @pytest.mark.faults
 @pytest.mark.parametrize("sample", range(SAMPLED))
 def test_killed_at_a_later_hit(lives: Lives, expected: dict[str, Any], undisturbed: Life, sample: int) -> None:
-    points = random.Random(SEED).sample(
-        sorted(point for point, hits in undisturbed.counts.items() if hits > 1), SAMPLED
-    )
-    point = points[sample]
+    repeated = sorted(point for point, hits in undisturbed.counts.items() if hits > 1 and point not in BY_THE_CLOCK)
+    point = repeated[sample % len(repeated)]
     hit = random.Random(SEED + sample).randint(2, min(undisturbed.counts[point], 40))
     killed_and_done_again(lives, expected, point, hit)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 PHRASES = (
     "out of memory",  # CUDA
     "can't allocate memory",  # torch on a CPU
+    "cannot allocate memory",  # the system, for a mapping
     "bad_alloc",
     "could not create a memory",  # oneDNN
 )

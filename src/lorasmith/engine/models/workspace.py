@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Workspace:
         buffer = self.buffers.get(key)
         if buffer is None or buffer.numel() < size:
             self.buffers.pop(key, None)  # freed before the larger one is made
-            buffer = self.buffers[key] = torch.empty(size, dtype=key[1])
+            buffer = self.buffers[key] = mapped(size, key[1])
         return buffer[:size].view(shape)
 
     def clear(self) -> None:
@@ -37,6 +38,14 @@ class Workspace:
     @property
     def size_bytes(self) -> int:
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers.values())
+
+
+def mapped(size: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised, outside of the heap where it is large: a buffer that has grown leaves no hole of its old size."""
+    size_bytes = size * dtype.itemsize
+    if size_bytes < MAPPED_BYTES:
+        return torch.empty(size, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON), dtype=dtype)
 
 
 def retain_heap() -> None:
