@@ -239,7 +239,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def own_folder(folder: Path) -> int | None:
-    """Open and lock it; None when a sweep was faster, between its making and its lock."""
+    """Open and lock it; None when another one has it, or has removed it since, as a sweep between its making and its lock."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -248,8 +248,9 @@ def own_folder(folder: Path) -> int | None:
         if not try_lock(descriptor):
             os.close(descriptor)
             return None
-    if folder.exists():
-        return descriptor
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
     os.close(descriptor)
     return None
 

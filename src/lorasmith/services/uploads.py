@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,11 +23,9 @@ from lorasmith.files import (
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.jobs import now
 from lorasmith.schemas.uploads import DatasetStatus, Upload
-from lorasmith.services.data_curation import INDEX
 from lorasmith.services.data_files import OTHER_FORMATS, SUPPORTED, SUPPORTED_TEXT, inner_extension
-from lorasmith.services.data_import import import_dataset, work_place
+from lorasmith.services.data_import import import_dataset, only_import, work_place
 from lorasmith.services.data_index import Busy as BusyImport
-from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.data_progress import Progress
 from lorasmith.services.names import check_model_name
 from lorasmith.services.workbench import Workbench
@@ -271,7 +268,7 @@ def remove_upload(workbench: Workbench, upload: Upload) -> None:
 
 
 def remove_what_was_read(folder: Path) -> None:
-    """Not where another process imports under that name: it holds the index."""
-    if (folder / INDEX).exists():
-        with suppress(BusyImport, sqlite3.Error), ImportIndex(folder / INDEX):
+    """Not where another process imports under that name."""
+    if folder.exists():
+        with suppress(BusyImport), only_import(folder):
             shutil.rmtree(folder, ignore_errors=True)
