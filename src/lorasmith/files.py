@@ -299,6 +299,16 @@ def sweep(parent: Path) -> list[Path]:
     return removed
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, that others may be writing into: it loses its name in one step, before its files go."""
+    gone = folder.with_name(f"{STAGING_PREFIX}{ULID()}")
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def seal(folder: Path) -> None:
     """Flush every file and write the manifest. Files become readable for others, as umask allows."""
     digests: dict[str, dict[str, Any]] = {}

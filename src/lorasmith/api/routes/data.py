@@ -13,6 +13,7 @@ from lorasmith.api.contents import FILE
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.etags import CHANGING, IfMatch, check_match, tag
 from lorasmith.api.paging import Cursor, Limit, page_of
+from lorasmith.api.routes.uploads import only_writer
 from lorasmith.errors import Conflict, InvalidSpec
 from lorasmith.schemas.api import Page
 from lorasmith.schemas.api_data import (
@@ -100,14 +101,14 @@ def delete_dataset(
     if_match: IfMatch = None,
 ) -> None:
     """Remove a dataset with its files, by its name all versions; or an upload"""
-    with CHANGING:
+    with CHANGING, NAMES, only_writer(dataset_id):
+        upload = find_upload(workbench, dataset_id)  # before its dataset, which may come of it now
         seen = datasets.show(workbench, dataset_id)
         check_match(seen, if_match, required=False)
-        upload = find_upload(workbench, seen.id)
         if seen.status is DatasetStatus.READY:
             refuse_while_used(workbench, "dataset", seen.name, {"data": {seen.id, seen.name, seen.version}})
             remove_dataset(workbench, dataset_id, force=force)
-        if upload is not None:
+        elif upload is not None:
             remove_upload(workbench, upload)
 
 
