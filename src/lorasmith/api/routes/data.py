@@ -122,7 +122,8 @@ def preview_dataset(
 ) -> DatasetPreview:
     """Show examples of a part"""
     dataset = datasets.require_ready(workbench, dataset_id)
-    examples = list(islice(read_examples(workbench, dataset, part), offset, offset + limit))
+    with datasets.reading(workbench, dataset):
+        examples = list(islice(read_examples(workbench, dataset, part), offset, offset + limit))
     total = dataset.part_sizes.get(part, 0)
     return DatasetPreview(dataset_id=dataset.id, part=part, total=total, offset=offset, examples=examples)
 
@@ -156,8 +157,9 @@ def dataset_ledger(
         raise InvalidSpec(f"a cursor of the ledger is a row number, got {cursor!r}")
     dataset = datasets.require_ready(workbench, dataset_id)
     after = int(cursor or 0)
-    lines = (line for line in ledger_lines(workbench, dataset.id, fate, flag) if line.row > after)
-    found = list(islice(lines, limit + 1))
+    with datasets.reading(workbench, dataset):
+        lines = (line for line in ledger_lines(workbench, dataset.id, fate, flag) if line.row > after)
+        found = list(islice(lines, limit + 1))
     shown = found[:limit]
     return LedgerPage(data=shown, next_cursor=str(shown[-1].row) if len(found) > limit else None)
 
