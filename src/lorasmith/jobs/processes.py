@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lorasmith.errors import Conflict
 from lorasmith.files import try_lock
-from lorasmith.jobs.folder import CONTROL, ERROR, LOG, RESULT
+from lorasmith.jobs.folder import CONTROL, ERROR, LOG, RESULT, TAKEN
 
 LOCK = "engine.lock"
 LOCK_VARIABLE = "LORASMITH_ENGINE_LOCK"
@@ -63,7 +63,7 @@ def start_engine(folder: Path, cores: int | None = None) -> EngineProcess:
     with (folder / LOCK).open("w") as lock, (folder / LOG).open("ab") as log:
         if not try_lock(lock.fileno()):
             raise Conflict(f"an engine process runs in {folder} already", hint="wait for it, or cancel the job")
-        for stale in (RESULT, ERROR, CONTROL):
+        for stale in (RESULT, ERROR, CONTROL, TAKEN):
             (folder / stale).unlink(missing_ok=True)
         threads = {"OMP_NUM_THREADS": str(cores)} if cores else {}
         process = subprocess.Popen(
