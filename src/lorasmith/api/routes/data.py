@@ -37,7 +37,7 @@ from lorasmith.services.data import (
 )
 from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.data_versions import versions_of
-from lorasmith.services.in_use import refuse_while_used
+from lorasmith.services.in_use import USES, refuse_while_used
 from lorasmith.services.uploads import NAMES, check_name_is_free, find_upload, remove_upload
 
 router = APIRouter(prefix="/api/v1/finetune/datasets", tags=["datasets"])
@@ -101,7 +101,7 @@ def delete_dataset(
     if_match: IfMatch = None,
 ) -> None:
     """Remove a dataset with its files, by its name all versions; or an upload"""
-    with CHANGING, NAMES, only_writer(dataset_id):
+    with CHANGING, NAMES, only_writer(dataset_id), USES:
         upload = find_upload(workbench, dataset_id)  # before its dataset, which may come of it now
         seen = datasets.show(workbench, dataset_id)
         check_match(seen, if_match, required=False)

@@ -44,6 +44,7 @@ from lorasmith.schemas.jobs import Job, JobKind, JobRequest
 from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.schemas.uploads import DatasetStatus, Upload
 from lorasmith.services.data_removal import remove_dataset
+from lorasmith.services.in_use import USES
 from lorasmith.services.jobs import ask, queue_again
 from lorasmith.services.names import check_model_name
 from lorasmith.services.training import build_spec, start_training
@@ -130,7 +131,7 @@ def get_file_content(workbench: CurrentWorkbench, file_id: str) -> FileResponse:
 @router.delete("/files/{file_id}")
 def delete_file(workbench: CurrentWorkbench, file_id: str) -> FileDeleted:
     """Remove a file and its dataset; not while something uses it"""
-    with CHANGING, NAMES:
+    with CHANGING, NAMES, USES:
         upload = required_file(workbench, file_id)
         if workbench.datasets.get(upload.id) is not None:
             remove_dataset(workbench, upload.id)
