@@ -13,6 +13,7 @@ from lorasmith.errors import Conflict, DiskFull, InvalidData
 from lorasmith.files import (
     append_lines,
     cut_torn_line,
+    folder_size_bytes,
     new_id,
     scratch_folder,
     staged_folder,
@@ -114,6 +115,25 @@ def test_sealing_a_folder_leaves_the_umask_of_other_threads(tmp_path: Path, monk
     with staged_folder(tmp_path / "a") as folder:
         write_text(folder / "x", "abc")
     verify_manifest(tmp_path / "a")
+
+
+def test_files_that_are_removed_while_they_are_counted_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files_there = [tmp_path / "a", tmp_path / "b"]
+    for path in files_there:
+        write_text(path, "abc")
+    stat = Path.stat
+
+    def look_then_remove(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = stat(path, follow_symlinks=follow_symlinks)
+        if path in files_there:
+            for removed in files_there:
+                removed.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "stat", look_then_remove)
+    assert folder_size_bytes(tmp_path) == 3
 
 
 def test_ids_sort_by_time() -> None:

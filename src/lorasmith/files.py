@@ -346,4 +346,10 @@ def verify_manifest(folder: Path) -> None:
 
 
 def folder_size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """What is removed meanwhile does not count."""
+    size_bytes = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size_bytes += Path(place, name).stat().st_size
+    return size_bytes
