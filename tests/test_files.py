@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from ulid import ULID
 
+from lorasmith import files
 from lorasmith.errors import Conflict, DiskFull, InvalidData
 from lorasmith.files import (
     append_lines,
     cut_torn_line,
+    folder_size_bytes,
     new_id,
     scratch_folder,
     staged_folder,
@@ -86,6 +90,50 @@ def test_files_written_private_become_readable_for_a_server_under_another_user(t
     with staged_folder(tmp_path / "a") as folder:
         (folder / "weights").touch(mode=0o600)
     assert (tmp_path / "a" / "weights").stat().st_mode & 0o777 == 0o666 & ~os.umask(os.umask(0o022) or 0o022)
+
+
+def test_two_who_write_one_file_at_once_both_write_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.json"
+    with ThreadPoolExecutor() as pool:
+        second: list[Future[None]] = []
+
+        def begin_another(point: str) -> None:
+            if not second:
+                second.append(pool.submit(write_bytes, path, b"the second"))
+                time.sleep(0.2)  # until it has begun
+                assert not path.exists()
+
+        monkeypatch.setattr(files, "fault_point", begin_another)
+        write_bytes(path, b"the first one, which is longer")
+        second[0].result()
+    assert path.read_bytes() == b"the second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sealing_a_folder_leaves_the_umask_of_other_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "umask", None)
+    with staged_folder(tmp_path / "a") as folder:
+        write_text(folder / "x", "abc")
+    verify_manifest(tmp_path / "a")
+
+
+def test_files_that_are_removed_while_they_are_counted_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files_there = [tmp_path / "a", tmp_path / "b"]
+    for path in files_there:
+        write_text(path, "abc")
+    stat = Path.stat
+
+    def look_then_remove(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = stat(path, follow_symlinks=follow_symlinks)
+        if path in files_there:
+            for removed in files_there:
+                removed.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "stat", look_then_remove)
+    assert folder_size_bytes(tmp_path) == 3
 
 
 def test_ids_sort_by_time() -> None:

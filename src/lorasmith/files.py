@@ -18,7 +18,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ulid import ULID
 
@@ -102,21 +102,45 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whatever happens."""
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file so that it is either the old one or the new one, whatever happens, also beside others who write it.
+
+    `mode` is that of a new file, less the umask.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
-    with disk_errors(path):
+    with disk_errors(path), only_writer(temporary, mode) as handle:
         try:
-            with temporary.open("wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
             fault_point("file.written")
             temporary.replace(path)
             fault_point("file.replaced")
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def only_writer(temporary: Path, mode: int) -> Iterator[BinaryIO]:
+    """The file, empty and locked: another writer waits, and then begins a new one, as this one has its final name by then."""
+    while True:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT, mode), "wb") as handle:
+            with suppress(OSError):  # a network file system that has no locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if is_at(handle.fileno(), temporary):
+                handle.truncate(0)  # of what a crash has left
+                os.fchmod(handle.fileno(), os.fstat(handle.fileno()).st_mode & mode)
+                yield handle
+                return
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file or folder still has that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
@@ -239,7 +263,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def own_folder(folder: Path) -> int | None:
-    """Open and lock it; None when a sweep was faster, between its making and its lock."""
+    """Open and lock it; None when another one has it, or has removed it since, as a sweep between its making and its lock."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -248,7 +272,7 @@ def own_folder(folder: Path) -> int | None:
         if not try_lock(descriptor):
             os.close(descriptor)
             return None
-    if folder.exists():
+    if is_at(descriptor, folder):
         return descriptor
     os.close(descriptor)
     return None
@@ -275,27 +299,35 @@ def sweep(parent: Path) -> list[Path]:
     return removed
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, that others may be writing into: it loses its name in one step, before its files go."""
+    gone = folder.with_name(f"{STAGING_PREFIX}{ULID()}")
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def seal(folder: Path) -> None:
     """Flush every file and write the manifest. Files become readable for others, as umask allows."""
     digests: dict[str, dict[str, Any]] = {}
+    manifest = folder / MANIFEST
+    manifest.unlink(missing_ok=True)
+    manifest.touch()
+    allowed = manifest.stat().st_mode & 0o666  # to ask for the umask is to change it, for other threads too
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        if path.name == MANIFEST and path.parent == folder:
+        if path == manifest:
             continue
-        path.chmod(0o666 & ~current_umask())  # safetensors writes 0600, which a server under another user cannot read
+        path.chmod(allowed)  # safetensors writes 0600, which a server under another user cannot read
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
         relative = path.relative_to(folder).as_posix()
         digests[relative] = {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
-    write_json(folder / MANIFEST, {"files": digests})
+    write_json(manifest, {"files": digests})
     for subfolder in (path for path in folder.rglob("*") if path.is_dir()):
         fsync_folder(subfolder)
     fsync_folder(folder)
-
-
-def current_umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def verify_manifest(folder: Path) -> None:
@@ -314,4 +346,10 @@ def verify_manifest(folder: Path) -> None:
 
 
 def folder_size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """What is removed meanwhile does not count."""
+    size_bytes = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size_bytes += Path(place, name).stat().st_size
+    return size_bytes

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,9 +15,11 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from lorasmith.api import credentials
 from lorasmith.api.credentials import CHANGE_HEADER, SESSION_COOKIE
 from lorasmith.api.security import PUBLIC
-from lorasmith.services.access import rotate_token
+from lorasmith.services import access
+from lorasmith.services.access import api_token, rotate_token, write_private
 from lorasmith.settings import ServerSettings
 from tests.api.conftest import BASE, V1
 
@@ -188,6 +193,31 @@ def test_guessing_a_token_is_limited_and_the_right_one_still_works(app: FastAPI,
     assert statuses == [401] * 20 + [429] * 5
     good = {"Authorization": f"Bearer {app.state.credentials.token.value}"}
     assert stranger.get(f"{V1}/datasets", headers=good).status_code == 200
+
+
+def test_who_first_asks_for_the_token_at_once_gets_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(path: Path, data: bytes) -> None:
+        time.sleep(0.1)
+        write_private(path, data)
+
+    monkeypatch.setattr(access, "write_private", slowly)
+    with ThreadPoolExecutor() as pool:
+        assert len(set(pool.map(api_token, [tmp_path] * 4))) == 1
+
+
+def test_a_token_that_is_replaced_while_a_server_begins_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api_token(tmp_path)
+    new: list[str] = []
+
+    def replaced_then(home: Path) -> str:
+        value = api_token(home)
+        new.append(rotate_token(home))
+        return value
+
+    with monkeypatch.context() as patched:
+        patched.setattr(credentials, "api_token", replaced_then)
+        token = credentials.Token(tmp_path)
+    assert token.matches(new[0])
 
 
 def test_a_new_token_ends_the_old_one_at_once(app: FastAPI, client: TestClient) -> None:

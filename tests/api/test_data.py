@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 from starlette.testclient import TestClient
 
 from lorasmith.schemas.data import Dataset, LedgerLine
 from lorasmith.schemas.jobs import JobKind, JobStatus
+from lorasmith.services import data
+from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.jobs import create_job
 from lorasmith.services.workbench import Workbench
 from tests.api.conftest import V1, rows
@@ -170,3 +174,25 @@ def test_rows_that_the_format_cannot_hold_stop_a_conversion(
     answer = client.post(f"{DATASETS}/convert", json={"dataset_id": "texts", "format": "chatml"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_data")
     assert list(workbench.path("exports").iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["preview", "ledger", "convert", "validate"])
+def test_what_is_removed_while_it_is_read_is_not_found(
+    what: str, client: TestClient, add_dataset: Add, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = add_dataset("sums")
+
+    def look_then_remove(path: Path, looked_for: Dataset) -> Path:
+        remove_dataset(workbench, dataset.id)
+        return path
+
+    monkeypatch.setattr(data, "require_stored", look_then_remove)
+    asked = {"convert": {"dataset_id": dataset.id, "format": "chat", "file_type": "jsonl"}, "validate": {}}
+    if what == "convert":
+        answer = client.post(f"{DATASETS}/convert", json=asked[what])
+    elif what == "validate":
+        answer = client.post(f"{DATASETS}/{dataset.id}/validate", json=asked[what])
+    else:
+        answer = client.get(f"{DATASETS}/{dataset.id}/{what}")
+    assert answer.status_code == 404, answer.text
+    assert answer.json()["detail"] == "the dataset 'sums' has been removed meanwhile"

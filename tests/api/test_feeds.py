@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from lorasmith.api import feeds as feeds_module
-from lorasmith.api.feeds import Feeds
+from lorasmith.api.feeds import Feed, Feeds
 from lorasmith.files import append_lines
 from lorasmith.jobs.folder import EVENTS
 from lorasmith.schemas.jobs import Event, Job, JobKind, now
@@ -93,3 +93,23 @@ def test_a_job_whose_row_is_removed_goes_on_no_more(workbench: Workbench, jobs: 
             assert feed.goes_on
 
     while_feeds_run(workbench, scenario)
+
+
+def test_events_that_come_while_a_reader_takes_the_known_ones_are_left_for_its_next_turn(
+    workbench: Workbench, jobs: list[Job]
+) -> None:
+    feed = Feed(workbench, jobs[0])
+    say(workbench, jobs[0], 1)
+    feed.look()
+
+    class Number(int):
+        """Compared with an event, it lets the next one come."""
+
+        def __lt__(self, other: int) -> bool:
+            if feed.seq == 1:
+                say(workbench, jobs[0], 2)
+                feed.look()
+            return int(self) < other
+
+    assert [event.seq for event in asyncio.run(feed.since(Number(0)))] == [1]
+    assert [event.seq for event in asyncio.run(feed.since(1))] == [2]

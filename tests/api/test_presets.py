@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
 from starlette.testclient import TestClient
 
 from lorasmith.schemas.training_presets import PRESETS
+from lorasmith.services import presets
+from lorasmith.services.presets import Preset, list_presets
 from lorasmith.services.training import build_spec
 from lorasmith.services.workbench import Workbench
 from tests.api.conftest import V1
@@ -54,3 +60,24 @@ def test_pages_of_presets_go_through_all(client: TestClient) -> None:
         if cursor is None:
             break
     assert names == list(PRESETS)
+
+
+def test_of_two_that_add_one_name_at_once_one_is_refused(
+    client: TestClient, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(rank: int) -> int:
+        return client.post(PATH, json={"name": "mine", "lora_config": {"r": rank}}).status_code
+
+    with ThreadPoolExecutor() as pool:
+        second: list[Future[int]] = []
+
+        def look_while_another_adds(workbench: Workbench) -> list[Preset]:
+            found = list_presets(workbench)
+            if not second:
+                second.append(pool.submit(add, 16))
+                time.sleep(0.2)  # until it waits
+            return found
+
+        monkeypatch.setattr(presets, "list_presets", look_while_another_adds)
+        assert (add(4), second[0].result()) == (201, 409)
+    assert client.get(f"{PATH}/mine").json()["lora_config"]["rank"] == 4

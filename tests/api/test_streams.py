@@ -179,7 +179,7 @@ def test_an_error_ends_a_stream_and_is_the_servers(
     with (workbench.path(running.folder) / LOG).open("a", encoding="utf-8") as log:
         log.write("five\n")
     feed = app.state.feeds.followed[running.id]
-    feed.complete_from, feed.events_file = 10**9, workbench.home  # no file
+    feed.kept, feed.events_file = (10**9, []), workbench.home  # no file
     write_steps(workbench.path(running.folder), 41, 41)
     with pytest.raises(httpx.RemoteProtocolError, match="closed"):
         list(events)

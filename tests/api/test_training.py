@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from lorasmith.api import jobs
 from lorasmith.files import folder_size_bytes, read_json, staged_folder
 from lorasmith.jobs.folder import ORDER
 from lorasmith.schemas.jobs import Job, JobStatus
+from lorasmith.services import training
+from lorasmith.services.jobs import create_job
 from lorasmith.services.workbench import Workbench
 from tests.api.conftest import V1, Makes, set_status
 
@@ -153,3 +157,36 @@ def test_a_checkpoint_that_the_engine_removes_meanwhile_is_left_out(
     monkeypatch.setattr(jobs, "folder_size_bytes", size_bytes)
     answer = client.get(f"{V1}/jobs/{running.id}/checkpoints")
     assert [one["step"] for one in answer.json()] == [4], answer.text
+
+
+def test_runs_that_are_queued_at_once_get_names_of_their_own(
+    client: TestClient, queue: Makes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_names = training.taken_names
+
+    def slowly(workbench: Workbench) -> set[str]:
+        found = taken_names(workbench)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(training, "taken_names", slowly)
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda _: queue()["name"], range(3)))
+    assert len(set(made)) == 3
+
+
+def test_a_dataset_is_not_removed_between_the_start_of_a_run_and_its_row(
+    client: TestClient, workbench: Workbench, queue: Makes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor() as pool:
+        removed: list[Future[int]] = []
+
+        def remove_meanwhile(*given: Any, **facts: Any) -> Job:
+            url = f"{V1}/datasets/sums"
+            removed.append(pool.submit(lambda: client.delete(url, params={"force": "true"}).status_code))
+            time.sleep(0.2)  # until it waits
+            return create_job(*given, **facts)
+
+        monkeypatch.setattr(training, "create_job", remove_meanwhile)
+        queue()
+        assert removed[0].result() == 409

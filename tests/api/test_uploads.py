@@ -16,11 +16,14 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from lorasmith.api import datasets
 from lorasmith.api.app import create_app
+from lorasmith.api.routes import uploads as routes
 from lorasmith.schemas.data import DataImportSpec
-from lorasmith.schemas.uploads import DatasetStatus
+from lorasmith.schemas.uploads import DatasetStatus, Upload
+from lorasmith.services import uploads
 from lorasmith.services.data_removal import remove_dataset
-from lorasmith.services.uploads import begin_upload, find_upload, finish_upload
+from lorasmith.services.uploads import begin_upload, find_upload, finish_upload, import_upload, save_outcome
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import ServerSettings
 from tests.api.conftest import BASE, V1, rows
@@ -361,3 +364,77 @@ def test_the_same_upload_sent_again_with_its_key_is_one_dataset(client: TestClie
     other = send(client, rows(11), headers={"Idempotency-Key": "a1"})
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
     assert len(workbench.datasets.list()) == 1
+
+
+def test_a_dataset_can_be_removed_as_soon_as_it_is_shown_as_ready(
+    client: TestClient, workbench: Workbench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    removed: list[int] = []
+
+    def remove_then_save(
+        workbench: Workbench, upload: Upload, status: DatasetStatus, problem: str | None = None
+    ) -> None:
+        assert client.get(f"{V1}/datasets/{upload.id}").json()["status"] == "ready"
+        removed.append(client.delete(f"{V1}/datasets/{upload.id}").status_code)
+        save_outcome(workbench, upload, status, problem)
+
+    monkeypatch.setattr(uploads, "save_outcome", remove_then_save)
+    sent = client.post(f"{V1}/datasets", data={"name": "sums"}, files={"file": ("a.jsonl", rows(5))})
+    ends = time.monotonic() + 30
+    while not removed and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert removed == [204]
+    assert client.get(sent.headers["location"]).status_code == 404
+    assert client.get(f"{V1}/datasets").json()["data"] == []
+    assert list(workbench.path("uploads").iterdir()) == []
+    assert caplog.text == ""
+
+
+def waiting_upload(workbench: Workbench) -> Upload:
+    upload = begin_upload(workbench, "a.jsonl", None, DataImportSpec(name="sums"))
+    workbench.path(upload.content).write_text(rows(5), encoding="utf-8")
+    return finish_upload(workbench, upload)
+
+
+def test_a_dataset_whose_import_ends_while_it_is_removed_is_removed_whole_or_not_at_all(
+    client: TestClient, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload, show = waiting_upload(workbench), datasets.show
+
+    def show_before_its_end(workbench: Workbench, dataset_id: str) -> Any:
+        shown = show(workbench, dataset_id)
+        import_upload(workbench, upload, lambda: False)
+        return shown
+
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets, "show", show_before_its_end)
+        assert client.delete(f"{V1}/datasets/{upload.id}").status_code == 409
+    assert client.get(f"{V1}/datasets/{upload.id}").json()["file_name"] == "a.jsonl"
+    assert client.delete(f"{V1}/datasets/{upload.id}").status_code == 204
+
+
+def test_an_upload_that_was_removed_before_it_is_tried_again_stays_removed(workbench: Workbench) -> None:
+    upload = waiting_upload(workbench)
+    upload.problem = "it is tried again: the disk is full"
+    uploads.save(workbench, upload)
+    uploads.remove_upload(workbench, upload)
+    assert import_upload(workbench, upload, lambda: False) is None
+    assert list(workbench.path("uploads").iterdir()) == []
+
+
+def test_an_upload_is_not_removed_while_bytes_are_added(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"name": "sums", "file_name": "a.jsonl", "size_bytes": 10}
+    place = client.post(f"{V1}/uploads", json=asked).headers["location"]
+    removed: list[int] = []
+
+    def require_then_remove(workbench: Workbench, upload_id: str) -> Upload:
+        found = uploads.require_upload(workbench, upload_id)
+        if not removed:
+            removed.append(0)
+            removed[0] = client.delete(place).status_code
+        return found
+
+    monkeypatch.setattr(routes, "require_upload", require_then_remove)
+    answer = client.patch(place, content=b"12345", headers={"Upload-Offset": "0"})
+    assert (answer.status_code, removed) == (200, [409])
+    assert answer.headers["Upload-Offset"] == "5"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lorasmith.jobs.processes import LOCK, process_started
+from lorasmith.errors import Conflict
+from lorasmith.files import try_lock
+from lorasmith.jobs.processes import LOCK, process_started, start_engine
 
 ADOPT = """
 import signal, sys, time
@@ -65,3 +68,18 @@ def test_an_engine_of_another_container_is_not_mistaken_for_a_process_of_this_on
     for number in (1, engine.pid):  # 1 is the adopting process itself there
         ran = adopted(tmp_path, number, process_started(engine.pid), *around)
         assert (ran.returncode, ran.stdout) == (0, "it runs\n"), ran.stderr
+
+
+def test_an_engine_starts_beside_somebody_who_looks_whether_one_runs(tmp_path: Path) -> None:
+    with (tmp_path / LOCK).open("w") as looking:
+        assert try_lock(looking.fileno())
+        ended = threading.Timer(0.05, looking.close)
+        ended.start()
+        process = start_engine(tmp_path)
+        process.kill()
+        ended.join()
+
+
+def test_a_second_engine_does_not_start(engine: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    with pytest.raises(Conflict, match="an engine process runs in"):
+        start_engine(tmp_path)

@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,11 +21,11 @@ from hypothesis import strategies as st
 from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidData, NotFound
 from lorasmith.files import verify_manifest
 from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Dataset, Fate
-from lorasmith.services import data, data_curation
+from lorasmith.services import data, data_curation, data_import
 from lorasmith.services.data_curation import curate
-from lorasmith.services.data_import import import_dataset
-from lorasmith.services.data_index import ImportIndex
+from lorasmith.services.data_import import import_dataset, only_import, work_place
 from lorasmith.services.data_progress import Progress
+from lorasmith.services.data_sources import find_dataset
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
 
@@ -315,12 +318,32 @@ def test_what_another_file_left_behind_is_not_continued(workbench: Workbench, tm
     assert dataset_folders(workbench) == [dataset.id]
 
 
-def test_two_imports_of_one_name_do_not_meet(workbench: Workbench, tmp_path: Path) -> None:
-    folder = workbench.home / "datasets" / ".staging-import-support"
-    folder.mkdir(parents=True)
-    with ImportIndex(folder / data_curation.INDEX), pytest.raises(Conflict, match="another process is importing"):
+def test_two_imports_of_one_name_do_not_meet(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_import, "WAIT_S", 0.0)
+    folder = work_place(workbench.path("datasets"), "support")
+    with only_import(folder), pytest.raises(Conflict, match="another process is importing"):
         import_dataset(workbench, SUPPORT, DataImportSpec(name="support"))
     assert import_dataset(workbench, SUPPORT, DataImportSpec(name="support")).num_examples == 12
+
+
+def test_an_import_that_waits_for_the_same_one_gets_its_dataset(workbench: Workbench) -> None:
+    with ThreadPoolExecutor() as pool:
+        second: list[Future[Dataset]] = []
+
+        def begin_another(progress: Progress) -> None:
+            if not second:
+                second.append(pool.submit(import_dataset, workbench, SUPPORT, DataImportSpec(name="support")))
+                time.sleep(0.3)  # until it waits
+
+        made = import_dataset(workbench, SUPPORT, DataImportSpec(name="support"), begin_another)
+        assert second[0].result() == made
+    assert dataset_folders(workbench) == [made.id]
+
+
+def test_a_built_in_dataset_that_two_name_first_is_imported_once(workbench: Workbench) -> None:
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(partial(find_dataset, workbench), ["interactions"] * 4))
+    assert {one.id for one in found} == {workbench.datasets.require("interactions").id}
 
 
 def test_a_folder_of_files_is_one_dataset_with_the_parts_that_their_names_say(

@@ -17,9 +17,7 @@ from lorasmith.files import read_json_if_there
 from lorasmith.schemas.data import DataImportSpec
 from lorasmith.schemas.uploads import DatasetStatus, Upload
 from lorasmith.services import upload_imports, uploads
-from lorasmith.services.data_curation import INDEX
-from lorasmith.services.data_import import work_place
-from lorasmith.services.data_index import ImportIndex
+from lorasmith.services.data_import import only_import, work_place
 from lorasmith.services.upload_imports import Importer
 from lorasmith.services.uploads import (
     begin_upload,
@@ -114,12 +112,11 @@ def test_an_upload_that_waits_for_room_can_be_removed(small_home: Workbench) -> 
 def test_an_upload_waits_for_another_import_of_its_name_and_leaves_that_alone(workbench: Workbench) -> None:
     upload = uploaded(workbench)
     folder = work_place(workbench.path("datasets"), "sums")
-    folder.mkdir(parents=True)
-    with ImportIndex(folder / INDEX), importing(workbench):
+    with only_import(folder), importing(workbench):
         waiting = until(workbench, upload, lambda found: found.problem is not None)
         assert str(waiting.problem).startswith("it is tried again: another process is importing under this name")
         remove_upload(workbench, waiting)
-        assert (folder / INDEX).exists()
+        assert folder.exists()
     assert find_upload(workbench, upload.id) is None
 
 

@@ -15,10 +15,11 @@ import pytest
 
 from lorasmith.errors import Conflict, JobFailed
 from lorasmith.files import read_json
-from lorasmith.jobs.folder import newest_checkpoint_name
+from lorasmith.jobs.folder import newest_checkpoint_name, read_request
 from lorasmith.jobs.processes import engine_runs, start_engine
 from lorasmith.schemas.jobs import ACTIVE, Job, JobRequest, JobStatus
 from lorasmith.schemas.training import TrainingSpec
+from lorasmith.services import jobs
 from lorasmith.services.jobs import ask, job_events, queue_again, run_in_foreground
 from lorasmith.services.training import start_training
 from lorasmith.services.workbench import Workbench
@@ -224,3 +225,32 @@ def test_a_run_whose_checkpoints_would_not_fit_does_not_begin(
         Worker(workbench, 1, lambda job, text: None).wake_for_room()
         assert workbench.jobs.require(job.id).status is JobStatus.PAUSED
     assert failure.value.code == "disk_full"
+
+
+def test_the_strongest_request_stays(workbench: Workbench, queued: Queues) -> None:
+    job, _ = workbench.jobs.take(queued("asked").id, "here", {JobStatus.QUEUED})
+    for request, stays in (
+        (JobRequest.CHECKPOINT, JobRequest.CHECKPOINT),
+        (JobRequest.PAUSE, JobRequest.PAUSE),
+        (JobRequest.CHECKPOINT, JobRequest.PAUSE),
+        (JobRequest.CANCEL, JobRequest.CANCEL),
+        (JobRequest.PAUSE, JobRequest.CANCEL),
+    ):
+        assert ask(workbench, job, request).request is stays
+        assert read_request(workbench.path(job.folder)) is stays
+
+
+def test_two_requests_at_once_leave_the_same_in_row_and_folder(
+    workbench: Workbench, queued: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = workbench.jobs.take(queued("asked").id, "here", {JobStatus.QUEUED})
+    later = [JobRequest.CANCEL]
+
+    def ask_another(point: str) -> None:
+        if point == "job.asked" and later:
+            ask(workbench, job, later.pop())
+
+    monkeypatch.setattr(jobs, "fault_point", ask_another)
+    ask(workbench, job, JobRequest.PAUSE)
+    assert workbench.jobs.require(job.id).request is JobRequest.CANCEL
+    assert read_request(workbench.path(job.folder)) is JobRequest.CANCEL

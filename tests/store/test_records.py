@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -8,7 +10,7 @@ from lorasmith.errors import Conflict, DiskFull, NotFound
 from lorasmith.schemas.models import BaseModelEntry
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
-from lorasmith.store.database import HEAD_REVISION, Base, current_revision, open_database
+from lorasmith.store.database import HEAD_REVISION, Base, current_revision, open_database, reading
 
 
 def entry(name: str) -> BaseModelEntry:
@@ -32,6 +34,19 @@ def test_a_missing_row_names_the_nearest(workbench: Workbench) -> None:
     with pytest.raises(NotFound, match="no model 'lama'; did you mean 'llama'") as raised:
         workbench.models.require("lama")
     assert raised.value.hint == "known models: llama"
+
+
+def test_as_many_threads_as_there_are_read_at_once(workbench: Workbench) -> None:
+    together = Barrier(40, timeout=20)  # as many as a server has for its requests
+
+    def read(_: int) -> int:
+        with reading(workbench.models.engine) as session:
+            session.connection()
+            together.wait()
+            return workbench.models.count()
+
+    with ThreadPoolExecutor(40) as pool:
+        assert list(pool.map(read, range(40))) == [0] * 40
 
 
 def test_rows_survive_a_second_opening(workbench: Workbench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorasmith.api.problems import without_paths
-from lorasmith.files import read_json
+from lorasmith.files import read_json_if_there
 from lorasmith.schemas.adapters import Adapter, ExportResult
 from lorasmith.schemas.api_adapters import AdapterResource, ExportResource, LoRAConfigResource
 from lorasmith.schemas.jobs import Job, JobKind, JobStatus
@@ -61,8 +61,8 @@ def adapter_resource(workbench: Workbench, adapter: Adapter, exports: list[Job])
 def lora_config(workbench: Workbench, adapter: Adapter) -> LoRAConfigResource:
     """With the modules by name, which the files say; the run may have asked for a role."""
     asked = adapter.lora_config
-    path = workbench.path(adapter.folder) / "adapter_config.json"
-    modules = read_json(path).get("target_modules") if path.is_file() else asked["target_modules"]
+    found = read_json_if_there(workbench.path(adapter.folder) / "adapter_config.json")  # None: it is removed meanwhile
+    modules = asked["target_modules"] if found is None else found.get("target_modules")
     names = [modules] if isinstance(modules, str) else sorted(modules)
     return LoRAConfigResource(rank=asked["rank"], alpha=asked["alpha"], dropout=asked["dropout"], target_modules=names)
 

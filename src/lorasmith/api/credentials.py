@@ -34,8 +34,8 @@ class Token:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.path = token_file(home)
+        self.stamp = self.file_stamp()  # before the value: of a token that is changed between, it is not the stamp
         self.value = api_token(home)
-        self.stamp = self.file_stamp()
 
     def file_stamp(self) -> tuple[int, int] | None:
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from lorasmith.api.problems import without_paths
-from lorasmith.errors import NotFound
+from lorasmith.errors import InvalidData, NotFound
 from lorasmith.schemas.api_data import DatasetResource, UploadResource
 from lorasmith.schemas.data import Dataset, DatasetFormat, Fate
 from lorasmith.schemas.uploads import DatasetStatus, Upload
@@ -97,6 +100,17 @@ def require_ready(workbench: Workbench, dataset_id: str) -> Dataset:
     if upload is not None and find_version(workbench, dataset_id) is None:
         raise NotFound(f"the dataset {upload.spec.name!r} is {upload.status}, so it has no rows")
     return get_dataset(workbench, dataset_id)
+
+
+@contextmanager
+def reading(workbench: Workbench, dataset: Dataset) -> Iterator[None]:
+    """Its files are read in the block. Raises `NotFound` where the dataset is removed meanwhile."""
+    try:
+        yield
+    except (FileNotFoundError, InvalidData, NotFound):
+        if workbench.datasets.get(dataset.id) is None:
+            raise NotFound(f"the dataset {dataset.name!r} has been removed meanwhile") from None
+        raise
 
 
 def stored_rows(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import takewhile
@@ -39,9 +38,10 @@ class Feed:
     def __init__(self, workbench: Workbench, job: Job) -> None:
         self.workbench, self.job = workbench, job
         self.events_file, self.log_file = (workbench.path(job.folder) / name for name in (EVENTS, LOG))
-        self.seq = self.complete_from = last_seq(self.events_file)
+        self.seq = last_seq(self.events_file)
         self.sizes = file_size(self.events_file), file_size(self.log_file)
-        self.events: deque[Event] = deque(maxlen=KEPT)
+        # All events after a number; a look, in another thread than the readers, replaces both at once.
+        self.kept: tuple[int, list[Event]] = self.seq, []
         self.readers = 0
         self.gone = False  # its row has been removed
 
@@ -50,11 +50,7 @@ class Feed:
         before = self.sizes, self.job.status
         sizes = file_size(self.events_file), file_size(self.log_file)
         if sizes[0] != self.sizes[0]:
-            for event in events_after(self.events_file, self.seq, KEPT):
-                if len(self.events) == KEPT:
-                    self.complete_from = self.events[0].seq
-                self.events.append(event)
-                self.seq = event.seq
+            self.keep(events_after(self.events_file, self.seq, KEPT))
         self.sizes = sizes
         try:
             self.job = self.workbench.jobs.require(self.job.id)
@@ -63,10 +59,20 @@ class Feed:
             return True
         return before != (self.sizes, self.job.status)
 
+    def keep(self, new: list[Event]) -> None:
+        complete_from, events = self.kept
+        events = [*events, *new]
+        dropped = len(events) - KEPT
+        if dropped > 0:
+            complete_from, events = events[dropped - 1].seq, events[dropped:]
+        self.kept = complete_from, events
+        self.seq = events[-1].seq if events else self.seq
+
     async def since(self, seq: int) -> list[Event]:
         """At most `BATCH` events after that number."""
-        if seq >= self.complete_from:
-            new = list(takewhile(lambda event: event.seq > seq, reversed(self.events)))
+        complete_from, events = self.kept
+        if seq >= complete_from:
+            new = list(takewhile(lambda event: event.seq > seq, reversed(events)))
             return new[: -BATCH - 1 : -1]
         return await run_in_threadpool(events_after, self.events_file, seq, BATCH)
 

@@ -12,7 +12,7 @@ from lorasmith.faults import fault_point
 from lorasmith.files import cut_torn_line, disk_errors, read_json
 from lorasmith.schemas.jobs import JobRequest, now
 
-EVENTS, CONTROL = "events.jsonl", "control.json"
+EVENTS, CONTROL, TAKEN = "events.jsonl", "control.json", "control.taken.json"
 
 
 class Reporter:
@@ -34,12 +34,14 @@ class Reporter:
 
     def poll(self) -> bool:
         """Read the control file: a pause or cancellation becomes a stop; returns whether a checkpoint is wanted now."""
-        path = self.path.parent / CONTROL
-        if not path.exists():
+        asked, taken = self.path.parent / CONTROL, self.path.parent / TAKEN
+        try:
+            asked.rename(taken)  # in one step: what is asked from now on is another request
+        except FileNotFoundError:
             return False
-        request = JobRequest(read_json(path)["request"])
+        request = JobRequest(read_json(taken)["request"])
         fault_point("control.read")
-        path.unlink()
+        taken.unlink()
         fault_point("control.taken")
         if request is JobRequest.CHECKPOINT:
             return True

@@ -10,7 +10,7 @@ from lorasmith.files import MANIFEST, read_json_if_there, write_json
 from lorasmith.schemas.jobs import Event, JobError, JobOrder, JobRequest
 
 ORDER, EVENTS, LOG, RESULT, ERROR = "job.json", "events.jsonl", "log.txt", "result.json", "error.json"
-CONTROL, KILLED, CHECKPOINTS = "control.json", "killed.json", "checkpoints"
+CONTROL, TAKEN, KILLED, CHECKPOINTS = "control.json", "control.taken.json", "killed.json", "checkpoints"
 
 
 def write_order(folder: Path, order: JobOrder) -> None:

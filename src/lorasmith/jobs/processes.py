@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from lorasmith.errors import Conflict
 from lorasmith.files import try_lock
-from lorasmith.jobs.folder import CONTROL, ERROR, LOG, RESULT
+from lorasmith.jobs.folder import CONTROL, ERROR, LOG, RESULT, TAKEN
 
 LOCK = "engine.lock"
 LOCK_VARIABLE = "LORASMITH_ENGINE_LOCK"
+LOOK_S = 0.2  # `engine_runs`, of whoever asks, holds the lock for a moment, which is no engine
 
 # oneDNN keeps a compiled kernel for each matrix shape; rows of many lengths would fill its 1,024 places, at a gigabyte.
 FEWER_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
@@ -61,9 +63,12 @@ def start_engine(folder: Path, cores: int | None = None) -> EngineProcess:
     which two of them could begin; it ends with the process, however that ends.
     """
     with (folder / LOCK).open("w") as lock, (folder / LOG).open("ab") as log:
-        if not try_lock(lock.fileno()):
-            raise Conflict(f"an engine process runs in {folder} already", hint="wait for it, or cancel the job")
-        for stale in (RESULT, ERROR, CONTROL):
+        ends = time.monotonic() + LOOK_S
+        while not try_lock(lock.fileno()):
+            if time.monotonic() >= ends:
+                raise Conflict(f"an engine process runs in {folder} already", hint="wait for it, or cancel the job")
+            time.sleep(0.01)
+        for stale in (RESULT, ERROR, CONTROL, TAKEN):
             (folder / stale).unlink(missing_ok=True)
         threads = {"OMP_NUM_THREADS": str(cores)} if cores else {}
         process = subprocess.Popen(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 from pathlib import Path
 
-from lorasmith.files import disk_errors, fsync_folder, sha256_bytes
+from lorasmith.files import disk_errors, fsync_folder, only_one_process, sha256_bytes, write_bytes
 
-FOLDER = "server"
+FOLDER, LOCK = "server", "token.lock"
 TOKEN_PREFIX = "lorasmith_"
 TOKEN_BYTES = 32
 
@@ -30,7 +29,9 @@ def api_token(home: Path) -> str:
     """The token, made now if there is none."""
     path = token_file(home)
     if not path.exists():
-        return rotate_token(home)
+        with only_one_process(path.with_name(LOCK)):  # a server and who asks for its token begin at once
+            if not path.exists():
+                return rotate_token(home)
     return path.read_text(encoding="ascii").strip()
 
 
@@ -43,20 +44,8 @@ def rotate_token(home: Path) -> str:
 
 def write_private(path: Path, data: bytes) -> None:
     """Like `files.write_bytes`, with mode 0600 from its first byte on."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with disk_errors(path):
-        temporary.unlink(missing_ok=True)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        fsync_folder(path.parent)
+    write_bytes(path, data, mode=0o600)
+    fsync_folder(path.parent)
 
 
 def same_secret(given: str, wanted: str) -> bool:

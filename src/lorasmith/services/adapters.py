@@ -8,7 +8,7 @@ from pathlib import Path
 from lorasmith.errors import InvalidData
 from lorasmith.files import verify_manifest
 from lorasmith.schemas.adapters import Adapter
-from lorasmith.services.in_use import refuse_while_used
+from lorasmith.services.in_use import USES, refuse_while_used
 from lorasmith.services.job_outcomes import adapter_digest
 from lorasmith.services.workbench import Workbench
 
@@ -26,9 +26,10 @@ def remove_adapter(workbench: Workbench, name_or_id: str) -> Adapter:
 
     Raises `Conflict` while a job works with it.
     """
-    adapter = workbench.adapters.require(name_or_id)
-    refuse_while_used(workbench, "adapter", adapter.name, {"adapter": {adapter.id, adapter.name}})
-    workbench.adapters.remove(adapter.id)
+    with USES:
+        adapter = workbench.adapters.require(name_or_id)
+        refuse_while_used(workbench, "adapter", adapter.name, {"adapter": {adapter.id, adapter.name}})
+        workbench.adapters.remove(adapter.id)
     shutil.rmtree(workbench.path(adapter.folder), ignore_errors=True)
     return adapter
 

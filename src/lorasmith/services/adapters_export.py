@@ -9,6 +9,7 @@ from lorasmith.files import new_id
 from lorasmith.schemas.adapters import ExportInputs, ExportResult, ExportSpec
 from lorasmith.schemas.jobs import Job, JobKind
 from lorasmith.services.adapters import adapter_folder, verify_adapter
+from lorasmith.services.in_use import USES
 from lorasmith.services.jobs import Watch, create_job, run_in_foreground
 from lorasmith.services.workbench import Workbench
 
@@ -21,10 +22,11 @@ def export_adapter(workbench: Workbench, spec: ExportSpec, watch: Watch) -> Expo
 
 def queue_export(workbench: Workbench, spec: ExportSpec) -> Job:
     """Let a worker write it, into a folder of its own below `exports/`."""
-    adapter = workbench.adapters.require(spec.adapter)
-    target = f"exports/{new_id('export')}/{adapter.name}{suffix_of(spec)}"
-    own_place = spec.model_copy(update={"adapter": adapter.id, "output": str(workbench.path(target))})
-    return create_export(workbench, own_place, auto_resume=True)
+    with USES:
+        adapter = workbench.adapters.require(spec.adapter)
+        target = f"exports/{new_id('export')}/{adapter.name}{suffix_of(spec)}"
+        own_place = spec.model_copy(update={"adapter": adapter.id, "output": str(workbench.path(target))})
+        return create_export(workbench, own_place, auto_resume=True)
 
 
 def create_export(workbench: Workbench, spec: ExportSpec, *, auto_resume: bool) -> Job:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, LorasmithError
 from lorasmith.faults import fault_point
-from lorasmith.files import STAGING_PREFIX, disk_errors, new_id, sha256_bytes, staged_folder, sweep, write_text
+from lorasmith.files import (
+    STAGING_PREFIX,
+    disk_errors,
+    new_id,
+    own_folder,
+    sha256_bytes,
+    staged_folder,
+    sweep,
+    write_text,
+)
 from lorasmith.model_files import read_facts
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.data_lineage import DataStep, StepInput
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
 DATASET_ID = "dataset_id"  # in the working folder
 GOES_ON = "the same command goes on where this one stopped"
 READS = ("import", "augment")  # steps whose rows come from a source
+WAIT_S, LOOK_S = 1.0, 0.05  # for another import of the name, and between two looks whether it has ended
 
 
 @dataclass(frozen=True)
@@ -63,21 +75,20 @@ def import_dataset(
     source_sha256 = source.digest()
     datasets = workbench.path("datasets")
     sweep(datasets)
-    versions = versions_of(workbench, spec.name)
-    if versions:
-        same = same_or_conflict(versions, path, source_sha256, spec)
-        shutil.rmtree(work_place(datasets, spec.name), ignore_errors=True)  # of an import that ended behind its row
-        return same
-    context = open_context(workbench, spec.tokenizer) if spec.tokenizer else None
-    key = sha256_bytes(f"{source_sha256}\0{spec.model_dump_json()}".encode())
-    with (
-        work_folder(datasets, spec.name) as folder,
-        Curation(folder, source, spec, context=context, key=key) as work,
-    ):
-        fault_point("import.opened")
-        work.read(report)
-        dataset_id = dataset_id or kept_id(folder)
-        return store(workbench, work, source_sha256, spec, report, dataset_id, description, origin)
+    folder = work_place(datasets, spec.name)
+    with only_import(folder):
+        versions = versions_of(workbench, spec.name)
+        if versions:
+            same = same_or_conflict(versions, path, source_sha256, spec)
+            shutil.rmtree(folder, ignore_errors=True)  # of an import that ended behind its row
+            return same
+        context = open_context(workbench, spec.tokenizer) if spec.tokenizer else None
+        key = sha256_bytes(f"{source_sha256}\0{spec.model_dump_json()}".encode())
+        with work_folder(folder, spec.name), Curation(folder, source, spec, context=context, key=key) as work:
+            fault_point("import.opened")
+            work.read(report)
+            dataset_id = dataset_id or kept_id(folder)
+            return store(workbench, work, source_sha256, spec, report, dataset_id, description, origin)
 
 
 def store(
@@ -144,17 +155,38 @@ def source_name(path: Path) -> str:
 
 
 @contextmanager
-def work_folder(datasets: Path, name: str) -> Iterator[Path]:
-    """The folder in which the import of that name works. The end and an error of what was asked for remove it.
+def only_import(folder: Path) -> Iterator[None]:
+    """Lock a working folder, made now if there is none. Raises `Busy` where another process or thread has it for `WAIT_S`.
+
+    Whoever waits for its end must not go on in it while it is removed.
+    """
+    ends = time.monotonic() + WAIT_S
+    while True:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = own_folder(folder)
+        if lock is not None:
+            break
+        if time.monotonic() >= ends:
+            raise Busy("another process is importing under this name", hint="wait for it, or stop it")
+        time.sleep(LOOK_S)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # removed, or what was read stays there
+            folder.rmdir()
+        os.close(lock)
+
+
+@contextmanager
+def work_folder(folder: Path, name: str) -> Iterator[None]:
+    """What is done in the working folder of the import of that name. The end and an error of what was asked for remove it.
 
     Whatever else ends it (Ctrl-C, a full disk, a signal, a crash) leaves it, and the same import goes on there.
     """
-    folder = work_place(datasets, name)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(folder):
-            yield folder
+            yield
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; no dataset {name!r} was made", hint=GOES_ON) from None
     except DiskFull as error:

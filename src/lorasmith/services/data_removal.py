@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasmith.errors import Conflict
-from lorasmith.files import read_json
+from lorasmith.files import read_json_if_there, remove_folder
 from lorasmith.jobs.folder import ORDER
 from lorasmith.schemas.data import Dataset
 from lorasmith.schemas.data_lineage import User
@@ -52,8 +51,7 @@ def remove_dataset(workbench: Workbench, name: str, *, force: bool = False) -> l
     for dataset in removed:
         uploaded = workbench.path(f"uploads/{dataset.id}")
         for folder in (workbench.path(dataset.folder), tokens_folder(workbench, dataset.id), uploaded):
-            if folder.exists():
-                shutil.rmtree(folder)
+            remove_folder(folder)
     return removed
 
 
@@ -96,6 +94,5 @@ def derived_from(workbench: Workbench, ids: set[str]) -> Iterator[User]:
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none, as before a job's folder is made."""
-    values: dict[str, Any] = read_json(path) if path.is_file() else {}
-    return values
+    """What a JSON file holds; nothing where there is none, as of an adapter that is removed meanwhile."""
+    return read_json_if_there(path) or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 from lorasmith.errors import InvalidData, NotFound, closest
@@ -12,6 +13,8 @@ from lorasmith.services.data_import import import_dataset
 from lorasmith.services.data_versions import current_versions, find_version, require_version, versions_of
 from lorasmith.services.workbench import Workbench
 from lorasmith.starter.location import DATASETS, starter_dataset
+
+BUILT_IN = threading.Lock()  # two requests that name one at once wait for each other's import
 
 
 def find_dataset(workbench: Workbench, name: str) -> Dataset:
@@ -35,7 +38,9 @@ def named_dataset(workbench: Workbench, name: str) -> Dataset:
     if stored is not None:
         return stored
     if name in DATASETS:
-        return import_dataset(workbench, starter_dataset(name), DataImportSpec(name=name))
+        with BUILT_IN:
+            spec = DataImportSpec(name=name)
+            return find_version(workbench, name) or import_dataset(workbench, starter_dataset(name), spec)
     path = Path(name).expanduser()
     if path.is_file():
         return import_file(workbench, path.resolve())

@@ -15,6 +15,7 @@ from lorasmith.schemas.training import TrainingSpec
 from lorasmith.services.data import write_lines
 from lorasmith.services.data_labels import example_parts
 from lorasmith.services.data_sources import find_dataset
+from lorasmith.services.in_use import USES
 from lorasmith.services.jobs import Watch, create_job
 from lorasmith.services.models import resolve_model
 from lorasmith.services.training import check_runnable
@@ -58,21 +59,22 @@ def estimate(workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measurin
 def queue_estimate(workbench: Workbench, spec: TrainingSpec, *, measuring_s: float = MEASURING_S) -> Job:
     """Let a worker measure; the job's result is an `Estimate`. The dataset must be a stored or built-in one."""
     check_predictable(spec)
-    model = resolve_model(workbench, spec.model, weights=False)
-    dataset = find_dataset(workbench, spec.data)
-    check_runnable(spec, dataset.name, has_validation=bool(dataset.part_sizes.get("val")))
-    folder = workbench.path(dataset.folder)
-    inputs = EstimateInputs(
-        model_name=model.name,
-        model_folder=model.location,
-        dataset_name=dataset.name,
-        train_file=str(folder / "train.jsonl"),
-        val_file=str(folder / "val.jsonl") if dataset.part_sizes.get("val") else None,
-        disk_folder=str(workbench.home),
-        measuring_s=measuring_s,
-    )
-    name = f"estimate of {model.name} on {dataset.name}"
-    return create_job(workbench, JobKind.ESTIMATE, name, spec.model_dump(), inputs.model_dump())
+    with USES:
+        model = resolve_model(workbench, spec.model, weights=False)
+        dataset = find_dataset(workbench, spec.data)
+        check_runnable(spec, dataset.name, has_validation=bool(dataset.part_sizes.get("val")))
+        folder = workbench.path(dataset.folder)
+        inputs = EstimateInputs(
+            model_name=model.name,
+            model_folder=model.location,
+            dataset_name=dataset.name,
+            train_file=str(folder / "train.jsonl"),
+            val_file=str(folder / "val.jsonl") if dataset.part_sizes.get("val") else None,
+            disk_folder=str(workbench.home),
+            measuring_s=measuring_s,
+        )
+        name = f"estimate of {model.name} on {dataset.name}"
+        return create_job(workbench, JobKind.ESTIMATE, name, spec.model_dump(), inputs.model_dump())
 
 
 def check_predictable(spec: TrainingSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,10 @@ from lorasmith.schemas.jobs import ENDED, JobStatus
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
+
+USES = (
+    threading.RLock()
+)  # between the choice of what a job reads, or of its name, and its row, no other thread takes these
 
 
 def refuse_while_used(workbench: Workbench, noun: str, name: str, fields: Mapping[str, Collection[str | None]]) -> None:

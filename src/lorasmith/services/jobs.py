@@ -46,6 +46,7 @@ PHASE_STATUS = {
 }
 STOPS_AS = {JobRequest.PAUSE: JobStatus.PAUSED, JobRequest.CANCEL: JobStatus.CANCELLED}
 STOPPED = {JobStatus.PAUSED, JobStatus.INTERRUPTED, JobStatus.FAILED, JobStatus.CANCELLED}
+STRENGTH = (JobRequest.CHECKPOINT, JobRequest.PAUSE, JobRequest.CANCEL)  # a stop saves, and cannot be asked to go on
 CANCELLABLE = {JobStatus.PAUSED, JobStatus.INTERRUPTED}  # stopped; a failed job has ended, and keeps why
 
 BACKOFF_S = (2.0, 10.0, 60.0)  # before a crashed job is started again
@@ -291,15 +292,21 @@ def ask(workbench: Workbench, job: Job, request: JobRequest) -> Job:
         elif stored.kind not in KEEPS_ITS_WORK and request is not JobRequest.CANCEL:
             kinds = " and ".join(KEEPS_ITS_WORK)
             raise Conflict(f"{stored.id} is a job of kind {stored.kind}, and only {kinds} can {request}")
-        else:
+        elif stored.request is None or STRENGTH.index(request) >= STRENGTH.index(stored.request):
             stored.request = request
 
     stored = workbench.jobs.change(job.id, note)
     fault_point("job.asked")
     if stored.request is request and stored.kind in KEEPS_ITS_WORK:
-        write_request(workbench.path(stored.folder), request)
+        workbench.jobs.change(job.id, lambda present: hand_on(workbench, present, request))
         fault_point("job.requested")
     return stored
+
+
+def hand_on(workbench: Workbench, present: Job, request: JobRequest) -> None:
+    """Unless somebody has asked for more since: what the folder says last is what the row says."""
+    if present.request is request:
+        write_request(workbench.path(present.folder), request)
 
 
 def queue_again(workbench: Workbench, job: Job) -> Job:

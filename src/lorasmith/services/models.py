@@ -12,7 +12,7 @@ from lorasmith.errors import Conflict, NotFound, closest
 from lorasmith.files import new_id
 from lorasmith.model_files import check_model_folder, read_facts
 from lorasmith.schemas.models import BaseModelEntry
-from lorasmith.services.in_use import refuse_while_used
+from lorasmith.services.in_use import USES, refuse_while_used
 from lorasmith.services.workbench import Workbench
 from lorasmith.starter.location import STARTER, starter_model
 
@@ -72,9 +72,10 @@ def remove_model(workbench: Workbench, name: str) -> BaseModelEntry:
     """Forget a registered model; its files stay where they are. Raises `Conflict` while a job works with it."""
     if name == STARTER:
         raise Conflict(f"the model {STARTER!r} is built in", hint="only models that were added can be removed")
-    entry = workbench.models.require(name)
-    refuse_while_used(workbench, "model", entry.name, {"model": {entry.id, entry.name}})
-    workbench.models.remove(entry.id)
+    with USES:
+        entry = workbench.models.require(name)
+        refuse_while_used(workbench, "model", entry.name, {"model": {entry.id, entry.name}})
+        workbench.models.remove(entry.id)
     return entry
 
 

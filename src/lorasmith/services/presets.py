@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from lorasmith.files import write_text
 from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.services.training import USER_PRESETS, read_preset
 from lorasmith.services.workbench import Workbench
+
+ADDING = threading.Lock()  # two requests at once do not add one name
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,17 @@ def show_preset(workbench: Workbench, name: str) -> Preset:
 
 def add_preset(workbench: Workbench, name: str, values: dict[str, dict[str, Any]]) -> Preset:
     """Write `presets/NAME.yaml`. Raises `Conflict` when there is one of that name, `InvalidSpec` for wrong values."""
-    if any(preset.name == name for preset in list_presets(workbench)):
-        raise Conflict(f"there is already a preset {name!r}", hint="choose another name")
-    path = workbench.path(USER_PRESETS) / f"{name}.yaml"
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, yaml.safe_dump({section: found for section, found in values.items() if found}, sort_keys=False))
-    try:
-        read_preset(path)
-    except LorasmithError:
-        path.unlink()
-        raise
-    return show_preset(workbench, name)
+    with ADDING:
+        if any(preset.name == name for preset in list_presets(workbench)):
+            raise Conflict(f"there is already a preset {name!r}", hint="choose another name")
+        path = workbench.path(USER_PRESETS) / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        write_text(
+            path, yaml.safe_dump({section: found for section, found in values.items() if found}, sort_keys=False)
+        )
+        try:
+            read_preset(path)
+        except LorasmithError:
+            path.unlink()
+            raise
+        return show_preset(workbench, name)

@@ -15,6 +15,7 @@ from lorasmith.schemas.training import BITSANDBYTES_OPTIMIZERS, TrainingInputs, 
 from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.services.data import tokens_folder
 from lorasmith.services.data_sources import find_dataset
+from lorasmith.services.in_use import USES
 from lorasmith.services.job_outcomes import adapter_of_job
 from lorasmith.services.jobs import Watch, create_job, resumable, run_in_foreground, show_job
 from lorasmith.services.models import resolve_model
@@ -121,26 +122,27 @@ def start_training(
 
     Validation rows are the data's own, or the training part of `validation_data`, another dataset.
     """
-    model = resolve_model(workbench, spec.model)
-    dataset = find_dataset(workbench, spec.data)
-    if spec.name is not None and spec.name in taken_names(workbench):
-        raise Conflict(f"there is already an adapter or a run named {spec.name!r}", hint="choose another --name")
-    validation = validation_file(workbench, dataset, validation_data)
-    check_runnable(spec, dataset.name, has_validation=validation is not None)
-    name = spec.name or free_name(workbench, f"{Path(model.name).name}-{dataset.name}")
-    folder = workbench.path(dataset.folder)
-    inputs = TrainingInputs(
-        model_name=model.name,
-        model_folder=model.location,
-        dataset_id=dataset.id,
-        dataset_name=dataset.name,
-        dataset_sha256=dataset.sha256,
-        train_file=str(folder / "train.jsonl"),
-        val_file=validation,
-        tokens_folder=str(tokens_folder(workbench, dataset.id)),
-        adapter_name=name,
-    )
-    return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump(), **facts)
+    with USES:
+        model = resolve_model(workbench, spec.model)
+        dataset = find_dataset(workbench, spec.data)
+        if spec.name is not None and spec.name in taken_names(workbench):
+            raise Conflict(f"there is already an adapter or a run named {spec.name!r}", hint="choose another --name")
+        validation = validation_file(workbench, dataset, validation_data)
+        check_runnable(spec, dataset.name, has_validation=validation is not None)
+        name = spec.name or free_name(workbench, f"{Path(model.name).name}-{dataset.name}")
+        folder = workbench.path(dataset.folder)
+        inputs = TrainingInputs(
+            model_name=model.name,
+            model_folder=model.location,
+            dataset_id=dataset.id,
+            dataset_name=dataset.name,
+            dataset_sha256=dataset.sha256,
+            train_file=str(folder / "train.jsonl"),
+            val_file=validation,
+            tokens_folder=str(tokens_folder(workbench, dataset.id)),
+            adapter_name=name,
+        )
+        return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump(), **facts)
 
 
 def validation_file(workbench: Workbench, dataset: Dataset, other: str | None) -> str | None:

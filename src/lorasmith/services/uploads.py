@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,18 +16,18 @@ from lorasmith.files import (
     existing_parent,
     new_id,
     read_json_if_there,
+    remove_folder,
     sha256_file,
+    sweep,
     write_bytes,
     write_json,
 )
 from lorasmith.schemas.data import DataImportSpec, Dataset
 from lorasmith.schemas.jobs import now
 from lorasmith.schemas.uploads import DatasetStatus, Upload
-from lorasmith.services.data_curation import INDEX
 from lorasmith.services.data_files import OTHER_FORMATS, SUPPORTED, SUPPORTED_TEXT, inner_extension
-from lorasmith.services.data_import import import_dataset, work_place
+from lorasmith.services.data_import import import_dataset, only_import, work_place
 from lorasmith.services.data_index import Busy as BusyImport
-from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.data_progress import Progress
 from lorasmith.services.names import check_model_name
 from lorasmith.services.workbench import Workbench
@@ -45,6 +44,7 @@ UNKNOWN = (
     "is started again"
 )
 NAMES = threading.Lock()  # two uploads at once do not take one name
+REMOVING = threading.Lock()  # an upload is not removed while its import begins
 
 
 def begin_upload(
@@ -168,8 +168,11 @@ def require_upload(workbench: Workbench, upload_id: str) -> Upload:
 
 
 def received_bytes(workbench: Workbench, upload: Upload) -> int:
-    path = workbench.path(upload.content)
-    return path.stat().st_size if path.exists() else 0
+    """0 also for content that was at fault, or is removed meanwhile."""
+    try:
+        return workbench.path(upload.content).stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def cut_back(workbench: Workbench, upload: Upload, size_bytes: int) -> None:
@@ -209,10 +212,8 @@ def import_upload(workbench: Workbench, upload: Upload, is_stopping: Callable[[]
         if is_stopping():
             raise KeyboardInterrupt  # what Ctrl-C does to `data import`: all that was read stays
 
-    if upload.problem is not None:  # of the last try, which has used the reserve
-        keep_reserve(workbench, upload)
-        upload.status, upload.problem = DatasetStatus.PROCESSING, None
-        save(workbench, upload)
+    if not take_up(workbench, upload):
+        return None
     try:
         dataset = import_dataset(
             workbench, path, upload.spec, report, dataset_id=upload.id, description=upload.description
@@ -232,10 +233,26 @@ def import_upload(workbench: Workbench, upload: Upload, is_stopping: Callable[[]
     except Exception:
         save_outcome(workbench, upload, DatasetStatus.ERROR, UNKNOWN)
         raise
-    save_outcome(workbench, upload, DatasetStatus.READY)
-    state = workbench.path(upload.folder) / STATE
-    state.replace(state.with_name(DONE))  # lists do not read it any more
+    try:
+        save_outcome(workbench, upload, DatasetStatus.READY)
+        state = workbench.path(upload.folder) / STATE
+        state.replace(state.with_name(DONE))  # lists do not read it any more
+    except FileNotFoundError:  # the dataset had its row, and was removed
+        if workbench.path(upload.folder).exists():
+            raise
     return dataset
+
+
+def take_up(workbench: Workbench, upload: Upload) -> bool:
+    """Let nobody remove it until its import has ended; False where it is gone already."""
+    with REMOVING:
+        if find_upload(workbench, upload.id) is None:
+            return False
+        if upload.problem is not None:  # of the last try, which has used the reserve
+            keep_reserve(workbench, upload)
+            upload.status, upload.problem = DatasetStatus.PROCESSING, None
+            save(workbench, upload)
+    return True
 
 
 def said(error: LorasmithError, upload: Upload, path: Path) -> str:
@@ -252,8 +269,9 @@ def left_to_import(workbench: Workbench) -> list[Upload]:
 
 def remove_stale_uploads(workbench: Workbench) -> None:
     """Remove what has been begun and not gone on with for `STALE_AFTER`, and what a killed server was receiving."""
-    for left in workbench.path(UPLOADS).glob(f"{STAGING_PREFIX}*"):
-        left.unlink()
+    sweep(workbench.path(UPLOADS))
+    for left in workbench.path(UPLOADS).glob(f"{STAGING_PREFIX}incoming_*"):
+        left.unlink(missing_ok=True)
     for upload in list_uploads(workbench):
         content = workbench.path(upload.content)
         changed = datetime.fromtimestamp(content.stat().st_mtime, UTC) if content.exists() else upload.updated_at
@@ -263,15 +281,20 @@ def remove_stale_uploads(workbench: Workbench) -> None:
 
 def remove_upload(workbench: Workbench, upload: Upload) -> None:
     """Raises `Conflict` while it is imported; one that waits to be tried again goes, with what was read of it."""
-    if upload.status is DatasetStatus.PROCESSING and upload.problem is None:
-        raise Conflict(f"the dataset {upload.spec.name!r} is being imported", hint="wait until it is ready or an error")
-    if upload.problem is not None:
-        remove_what_was_read(work_place(workbench.path("datasets"), upload.spec.name))
-    shutil.rmtree(workbench.path(upload.folder), ignore_errors=True)
+    with REMOVING:
+        present = find_upload(workbench, upload.id) or upload
+        imported = present.status is DatasetStatus.PROCESSING and present.problem is None
+        if imported or workbench.datasets.get(upload.id) is not None:  # which it has become since the caller looked
+            raise Conflict(
+                f"the dataset {upload.spec.name!r} is being imported", hint="wait until it is ready or an error"
+            )
+        if present.problem is not None:
+            remove_what_was_read(work_place(workbench.path("datasets"), upload.spec.name))
+        remove_folder(workbench.path(upload.folder))
 
 
 def remove_what_was_read(folder: Path) -> None:
-    """Not where another process imports under that name: it holds the index."""
-    if (folder / INDEX).exists():
-        with suppress(BusyImport, sqlite3.Error), ImportIndex(folder / INDEX):
+    """Not where another process imports under that name."""
+    if folder.exists():
+        with suppress(BusyImport), only_import(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -27,7 +27,12 @@ DISK_EVERY_S = 30.0
 AGAIN_S = 10.0  # between two tries of a step that has failed
 TRIES = 6  # to store what came of a job; a full disk and a busy database do not count
 KILL_AFTER_S = 60.0  # an engine that was asked to cancel and has not ended
-SWEPT = ("datasets", "adapters", "evaluations")  # an engine sweeps its own folder, an export the place where it writes
+SWEPT = (
+    "datasets",
+    "adapters",
+    "evaluations",
+    "tokens",
+)  # an engine sweeps its own folder, an export the place where it writes
 ROOM_BYTES = 16_000_000  # for the log, the events and the charts of a job that goes on after a full disk
 
 log = logging.getLogger(__name__)

@@ -101,7 +101,9 @@ def prepare(engine: Engine, home: Path) -> None:
 
 
 def connect(home: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{home / DATABASE_NAME}")
+    engine = create_engine(
+        f"sqlite:///{home / DATABASE_NAME}", max_overflow=-1
+    )  # a thread waits for the database, where it gets `Busy`, and never for a connection
     event.listen(engine, "connect", set_pragmas)
     event.listen(engine, "begin", begin)
     return engine

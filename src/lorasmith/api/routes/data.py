@@ -13,6 +13,7 @@ from lorasmith.api.contents import FILE
 from lorasmith.api.deps import CurrentWorkbench
 from lorasmith.api.etags import CHANGING, IfMatch, check_match, tag
 from lorasmith.api.paging import Cursor, Limit, page_of
+from lorasmith.api.routes.uploads import only_writer
 from lorasmith.errors import Conflict, InvalidSpec
 from lorasmith.schemas.api import Page
 from lorasmith.schemas.api_data import (
@@ -36,7 +37,7 @@ from lorasmith.services.data import (
 )
 from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.data_versions import versions_of
-from lorasmith.services.in_use import refuse_while_used
+from lorasmith.services.in_use import USES, refuse_while_used
 from lorasmith.services.uploads import NAMES, check_name_is_free, find_upload, remove_upload
 
 router = APIRouter(prefix="/api/v1/finetune/datasets", tags=["datasets"])
@@ -100,14 +101,14 @@ def delete_dataset(
     if_match: IfMatch = None,
 ) -> None:
     """Remove a dataset with its files, by its name all versions; or an upload"""
-    with CHANGING:
+    with CHANGING, NAMES, only_writer(dataset_id), USES:
+        upload = find_upload(workbench, dataset_id)  # before its dataset, which may come of it now
         seen = datasets.show(workbench, dataset_id)
         check_match(seen, if_match, required=False)
-        upload = find_upload(workbench, seen.id)
         if seen.status is DatasetStatus.READY:
             refuse_while_used(workbench, "dataset", seen.name, {"data": {seen.id, seen.name, seen.version}})
             remove_dataset(workbench, dataset_id, force=force)
-        if upload is not None:
+        elif upload is not None:
             remove_upload(workbench, upload)
 
 
@@ -121,7 +122,8 @@ def preview_dataset(
 ) -> DatasetPreview:
     """Show examples of a part"""
     dataset = datasets.require_ready(workbench, dataset_id)
-    examples = list(islice(read_examples(workbench, dataset, part), offset, offset + limit))
+    with datasets.reading(workbench, dataset):
+        examples = list(islice(read_examples(workbench, dataset, part), offset, offset + limit))
     total = dataset.part_sizes.get(part, 0)
     return DatasetPreview(dataset_id=dataset.id, part=part, total=total, offset=offset, examples=examples)
 
@@ -155,8 +157,9 @@ def dataset_ledger(
         raise InvalidSpec(f"a cursor of the ledger is a row number, got {cursor!r}")
     dataset = datasets.require_ready(workbench, dataset_id)
     after = int(cursor or 0)
-    lines = (line for line in ledger_lines(workbench, dataset.id, fate, flag) if line.row > after)
-    found = list(islice(lines, limit + 1))
+    with datasets.reading(workbench, dataset):
+        lines = (line for line in ledger_lines(workbench, dataset.id, fate, flag) if line.row > after)
+        found = list(islice(lines, limit + 1))
     shown = found[:limit]
     return LedgerPage(data=shown, next_cursor=str(shown[-1].row) if len(found) > limit else None)
 

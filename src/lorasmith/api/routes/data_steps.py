@@ -54,7 +54,8 @@ def validate_dataset(
         if len(shown) < SHOWN_FINDINGS:
             shown.append(finding)
 
-    found = validate_data(workbench, dataset.id, spec, note)
+    with datasets.reading(workbench, dataset):
+        found = validate_data(workbench, dataset.id, spec, note)
     return ValidationResource(
         dataset_id=dataset.id,
         passes=found.passes,
@@ -76,7 +77,8 @@ def convert_dataset(workbench: CurrentWorkbench, asked: ConversionRequest, respo
     folder.mkdir(parents=True)
     output = folder / f"{dataset.plain_name}-{asked.format}.{asked.file_type}"
     try:
-        done = convert_rows(workbench, dataset.id, asked.format, output, leave_out=asked.leave_out)
+        with datasets.reading(workbench, dataset):
+            done = convert_rows(workbench, dataset.id, asked.format, output, leave_out=asked.leave_out)
         made = Conversion(
             id=conversion_id,
             dataset_id=dataset.id,

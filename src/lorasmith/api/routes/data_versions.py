@@ -123,7 +123,8 @@ def dataset_lineage(workbench: CurrentWorkbench, dataset_id: DatasetId) -> Linea
 def replay_dataset(workbench: CurrentWorkbench, dataset_id: DatasetId) -> ReplayResource:
     """Run the steps of a dataset again from its source and compare the digests"""
     dataset = datasets.require_ready(workbench, dataset_id)
-    done = replay(workbench, dataset.id)
+    with datasets.reading(workbench, dataset):
+        done = replay(workbench, dataset.id)
     return ReplayResource(dataset_id=dataset.id, equal=done.equal, steps=done.steps)
 
 

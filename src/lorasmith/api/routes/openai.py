@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from lorasmith.api.contents import FILE
 from lorasmith.api.deps import CurrentSettings, CurrentWorkbench
+from lorasmith.api.etags import CHANGING
 from lorasmith.api.idempotency import IdempotentRoute
 from lorasmith.api.openai_views import (
     checkpoint_list,
@@ -43,10 +44,11 @@ from lorasmith.schemas.jobs import Job, JobKind, JobRequest
 from lorasmith.schemas.training_presets import PRESETS
 from lorasmith.schemas.uploads import DatasetStatus, Upload
 from lorasmith.services.data_removal import remove_dataset
+from lorasmith.services.in_use import USES
 from lorasmith.services.jobs import ask, queue_again
 from lorasmith.services.names import check_model_name
 from lorasmith.services.training import build_spec, start_training
-from lorasmith.services.uploads import accept_file, all_uploads, find_upload, remove_upload
+from lorasmith.services.uploads import NAMES, accept_file, all_uploads, find_upload, remove_upload
 from lorasmith.services.workbench import Workbench
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=IdempotentRoute)
@@ -129,10 +131,12 @@ def get_file_content(workbench: CurrentWorkbench, file_id: str) -> FileResponse:
 @router.delete("/files/{file_id}")
 def delete_file(workbench: CurrentWorkbench, file_id: str) -> FileDeleted:
     """Remove a file and its dataset; not while something uses it"""
-    upload = required_file(workbench, file_id)
-    if workbench.datasets.get(upload.id) is not None:
-        remove_dataset(workbench, upload.id)
-    remove_upload(workbench, upload)
+    with CHANGING, NAMES, USES:
+        upload = required_file(workbench, file_id)
+        if workbench.datasets.get(upload.id) is not None:
+            remove_dataset(workbench, upload.id)
+        else:
+            remove_upload(workbench, upload)
     return FileDeleted(id=theirs(upload.id))
 
 

@@ -180,8 +180,8 @@ async def add_to_upload(
     upload_offset: Annotated[int, Header(ge=0, le=2**53, description="Where these bytes begin: as many as have come.")],
 ) -> UploadResource:
     """Append bytes; what arrives before a connection breaks is kept"""
-    upload = await run_in_threadpool(require_upload, workbench, upload_id)
-    with only_writer(upload.id):
+    with only_writer(upload_id):
+        upload = await run_in_threadpool(require_upload, workbench, upload_id)
         offset = received_bytes(workbench, upload)
         if upload.status is not DatasetStatus.UPLOADING:
             raise Conflict(f"the upload {upload.id} is {upload.status}")
