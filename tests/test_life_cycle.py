@@ -188,7 +188,7 @@ def test_a_job_outlives_the_command_that_started_it(lorasmith: Run, rows: Path, 
             if "training" in line:
                 break
         process.kill()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while json.loads(lorasmith("jobs", "list", "--json").stdout)[0]["status"] != "completed":
         assert time.monotonic() < deadline
         time.sleep(0.5)
