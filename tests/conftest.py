@@ -10,10 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
 from lorasmith.starter.location import starter_model
+
+# How long an example takes is the machine's affair; the rest is Hypothesis's own choice, which repeats itself under `CI`.
+settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+# What a shell or a CI service may have set, and what would send a test to a proxy, to another home or into colours.
+COLOURS_AND_WIDTHS = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERMINAL_WIDTH", "COLUMNS")
+OF_TESTS = ("LORASMITH_LARGE_IMPORT_GB",)
+for name in list(os.environ):
+    of_the_product = name.startswith("LORASMITH_") and name not in OF_TESTS
+    if of_the_product or name.lower().endswith("_proxy") or name in COLOURS_AND_WIDTHS:
+        del os.environ[name]
 
 # A `sitecustomize` that every Python process of a test loads: connecting anywhere but to this machine is an error.
 NO_NETWORK = """

@@ -125,20 +125,23 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if stub.delay_s:
                 time.sleep(stub.delay_s)
-            if self.path != "/v1/chat/completions":
-                self.reply(error(404, f"no route {self.path}"), subject)
-            elif stub.needs_key and self.headers.get("authorization") != f"Bearer {KEY}":
-                self.reply(error(401, f"wrong key {self.headers.get('authorization')}", "invalid_api_key"), subject)
-            else:
-                special = stub.rule(request, before) if stub.rule else None
-                self.reply(special or Reply(body=completion(texts_for(request))), subject)
+            reply = self.answer_to(request, before)
+            if reply.hang_s:
+                time.sleep(reply.hang_s)
         finally:
             with stub.lock:
-                stub.under_way -= 1
+                stub.under_way -= 1  # before the client can have the answer and ask the next one
+        self.reply(reply, subject)
+
+    def answer_to(self, request: dict[str, Any], before: int) -> Reply:
+        if self.path != "/v1/chat/completions":
+            return error(404, f"no route {self.path}")
+        if self.stub.needs_key and self.headers.get("authorization") != f"Bearer {KEY}":
+            return error(401, f"wrong key {self.headers.get('authorization')}", "invalid_api_key")
+        special = self.stub.rule(request, before) if self.stub.rule else None
+        return special or Reply(body=completion(texts_for(request)))
 
     def reply(self, reply: Reply, subject: str) -> None:
-        if reply.hang_s:
-            time.sleep(reply.hang_s)
         try:
             self.send_response(reply.status)
             self.send_header("content-type", reply.kind)

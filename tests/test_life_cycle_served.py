@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import pytest
 from openai import OpenAI
 
 from lorasmith.services.access import api_token
+from lorasmith.services.jobs import job_events
 from lorasmith.services.workbench import Workbench
 
 V1 = "/api/v1/finetune"
@@ -123,15 +126,21 @@ def test_the_openai_client_trains_and_does_not_notice_that_the_server_was_killed
         job = client.fine_tuning.jobs.create(model="starter", training_file=file.id, suffix="twice", method=method)
         own_id = job.id.replace("ftjob-", "job_")
         running = server.until(f"{V1}/jobs/{own_id}", lambda found: bool(found["current_step"] >= 10))
+    stored = workbench.jobs.require(own_id)
+    assert stored.pid is not None
+    os.kill(stored.pid, signal.SIGSTOP)  # a fast one would be done before the next server is there
     server.process.kill()
     server.process.wait()
 
     server = start()
-    after = server.until(f"{V1}/jobs/{own_id}", lambda found: bool(found["current_step"] > running["current_step"]))
-    assert (after["status"], after["started_at"]) == ("training", running["started_at"]), "the engine went on"
+    after = server.get(f"{V1}/jobs/{own_id}")
+    assert (after["status"], after["started_at"]) == ("training", running["started_at"])
     with OpenAI(base_url=f"{server.url}/v1", api_key=server.token) as client:
         assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+        os.kill(stored.pid, signal.SIGCONT)
         server.until(f"{V1}/jobs/{own_id}", has("completed"))
+        (began,) = job_events(workbench, stored, type="started")
+        assert began.data["pid"] == stored.pid, "the engine went on"
         done = client.fine_tuning.jobs.retrieve(job.id)
         assert done.status == "succeeded"
         assert done.fine_tuned_model is not None

@@ -24,7 +24,7 @@ MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": '{"t
 
 
 async def status_of(transport: CheckedTransport, url: str) -> int:
-    async with outgoing_client(transport, timeout_s=5) as client:
+    async with outgoing_client(transport, timeout_s=60) as client:
         body = {"model": "m", "messages": MESSAGES}
         return (await client.post(f"{url}/chat/completions", json=body)).status_code
 
@@ -41,7 +41,7 @@ def test_a_name_that_changes_its_answer_gains_nothing() -> None:
             parse_endpoint(f"http://teacher.test:{port}/v1"), LOCAL, connections=1, resolve=resolve
         )
         url = f"http://teacher.test:{port}/v1"
-        async with outgoing_client(transport, timeout_s=5) as client:
+        async with outgoing_client(transport, timeout_s=60) as client:
             body = {"model": "m", "messages": [{"role": "system", "content": "exactly 1 string"}, MESSAGES[1]]}
             for _ in range(2):  # one resolution serves both
                 assert (await client.post(f"{url}/chat/completions", json=body)).status_code == 200

@@ -100,7 +100,7 @@ def test_planted_values_stand_nowhere_but_in_their_places(tmp_path: Path, lorasm
         running = Path(f"/proc/{server.pid}/cmdline").read_bytes()
         server.send_signal(signal.SIGTERM)
         rest = server.stdout.read()
-        assert server.wait(timeout=30) == 0
+        assert server.wait(timeout=60) == 0
     finally:
         server.kill()
         server.wait()

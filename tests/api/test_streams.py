@@ -20,11 +20,17 @@ from lorasmith.jobs.folder import LOG
 from lorasmith.schemas.jobs import Job, JobStatus
 from lorasmith.services.access import rotate_token
 from lorasmith.services.workbench import Workbench
-from tests.api.conftest import V1, Makes, set_status, write_steps
+from tests.api.conftest import BASE, V1, Makes, set_status, write_steps
 
 
 class InThread(Server):
     capture_signals = uvicorn.Server.capture_signals
+
+
+@pytest.fixture
+def stranger(app: FastAPI) -> TestClient:
+    """Its requests alone: the background work runs in the server, and two of it would share the streams between threads."""
+    return TestClient(app, base_url=BASE, raise_server_exceptions=False)
 
 
 @pytest.fixture
@@ -33,11 +39,10 @@ def server(app: FastAPI, client: TestClient) -> Iterator[Server]:
     server = InThread(uvicorn.Config(app, port=0, log_level="warning"), app.state.streams)
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.02)
+    until(lambda: server.started)
     yield server
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -50,7 +55,7 @@ def streamed(client: TestClient, url: str, path: str, last_id: str | None = None
     """The events of a stream, as field → value."""
     headers = {b"Authorization": client.headers["Authorization"].encode(), b"Accept": b"text/event-stream"}
     headers |= {b"Last-Event-ID": last_id.encode()} if last_id else {}
-    with httpx.stream("GET", url + path, headers=headers, timeout=20) as answer:
+    with httpx.stream("GET", url + path, headers=headers, timeout=60) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         event: dict[str, str] = {}
         for line in answer.iter_lines():
@@ -133,7 +138,7 @@ def test_a_silent_stream_has_heartbeats(
     monkeypatch.setattr(event_streams, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(feeds, "WAKE_S", 0.2)
     headers = {"Authorization": client.headers["Authorization"], "Accept": "text/event-stream", "Last-Event-ID": "40"}
-    with httpx.stream("GET", f"{url}{V1}/jobs/{running.id}/metrics", headers=headers, timeout=20) as answer:
+    with httpx.stream("GET", f"{url}{V1}/jobs/{running.id}/metrics", headers=headers, timeout=60) as answer:
         lines = (line for line in answer.iter_lines() if line)
         assert [next(lines).partition(":")[0] for _ in range(4)] == ["event", "data", "", ""]
 
@@ -158,7 +163,7 @@ def test_a_reader_that_takes_nothing_is_left(
 
 
 def until(reached: Callable[[], object]) -> None:
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while not reached():
         assert time.monotonic() < ends
         time.sleep(0.02)

@@ -29,7 +29,7 @@ from lorasmith.settings import ServerSettings
 from tests.api.conftest import BASE, V1, rows
 
 DATASETS, UPLOADS = f"{V1}/datasets", f"{V1}/uploads"
-WAIT = {"Prefer": "wait=30"}
+WAIT = {"Prefer": "wait=60"}
 
 
 def send(
@@ -48,7 +48,7 @@ def test_an_uploaded_file_becomes_a_dataset(client: TestClient, workbench: Workb
     content = rows(20).encode()
     answer = send(client, content, description="Sums", options=json.dumps({"split": [0.5, 0.25, 0.25]}))
     assert answer.status_code == 202
-    assert answer.headers["preference-applied"] == "wait=30"
+    assert answer.headers["preference-applied"] == "wait=60"
     found = client.get(answer.headers["location"]).json()
     assert (found["status"], found["name"], found["description"]) == ("ready", "sums", "Sums")
     assert found["source_sha256"] == hashlib.sha256(content).hexdigest()
@@ -269,7 +269,7 @@ def test_an_upload_in_parts_goes_on_where_it_stands(client: TestClient) -> None:
 
 
 def until_settled(client: TestClient, dataset: str) -> dict[str, Any]:
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + 120
     while (found := client.get(dataset).json())["status"] in ("processing", "uploading"):
         assert time.monotonic() < ends
         time.sleep(0.05)

@@ -98,9 +98,18 @@ def test_from_a_dataset_to_a_reviewed_one_without_a_trace_of_the_key(
     assert files_with(tmp_path / "home", "TEACHER_KEY")  # the name of the variable is there
 
 
+def heed_ctrl_c() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_stops_with_everything_saved_and_resume_goes_on(tmp_path: Path, stub: Stub, lorasmith: Shell) -> None:
     """No row is asked about twice."""
-    stub.delay_s = 0.3
+
+    def slow_after_two(request: dict[str, Any], before: int) -> None:
+        time.sleep(1.5 if len(stub.answered) >= 2 else 0.1)
+
+    stub.rule = slow_after_two
     arguments = [
         "data",
         "augment",
@@ -114,18 +123,19 @@ def test_ctrl_c_stops_with_everything_saved_and_resume_goes_on(tmp_path: Path, s
         "--name",
         "r",
     ]
-    started = lorasmith.process(*arguments, "--concurrency", "1")
-    deadline = time.monotonic() + 60
-    while len(stub.answered) < 2 and time.monotonic() < deadline:
+    started = lorasmith.process(*arguments, "--concurrency", "1", preexec_fn=heed_ctrl_c)
+    deadline = time.monotonic() + 300
+    while len(stub.answered) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     started.send_signal(signal.SIGINT)
-    _, said = started.communicate(timeout=60)
+    _, said = started.communicate(timeout=300)
     assert started.returncode == 5, said
     assert "of 9 rows are done" in said
     assert "lorasmith data augment --resume JOB goes on" in said
     assert 2 <= len(stub.asked) < 9
     assert json.loads(lorasmith("data", "review", "r", "--json").stdout)["counts"] == {"pending": len(stub.asked)}
-    stub.delay_s = 0.0
+    stub.rule = None
     resumed = lorasmith("data", "augment", "--resume", "r", "--json")
     assert json.loads(resumed.stdout)["rows"]["answered"] == 9
     assert set(stub.asked.values()) == {1}
@@ -146,7 +156,7 @@ def test_a_reviewer_at_a_terminal_says_yes_no_edits_and_leaves(tmp_path: Path, s
     process = lorasmith.process("data", "review", "r", stdin=other_end, env=environment)
     os.close(other_end)
     os.write(terminal, b"y\nwhat?\nn\ne\ns\nq\n")
-    shown, _ = process.communicate(timeout=60)
+    shown, _ = process.communicate(timeout=300)
     os.close(terminal)
     assert process.returncode == 0
     assert "1.1, 1 of 5, score" in shown

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from lorasmith.api.server import check_certificate
 from lorasmith.errors import InvalidSpec, NotFound
 from lorasmith.settings import ServerSettings
 
+get, post = partial(httpx.get, timeout=60), partial(httpx.post, timeout=60)
 Lorasmith = Callable[..., subprocess.CompletedProcess[str]]
 Serve = Callable[..., tuple[subprocess.Popen[str], dict[str, Any]]]
 
@@ -62,16 +64,16 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 def test_a_server_answers_and_ends_with_status_0_on_sigterm(serve: Serve, lorasmith: Lorasmith) -> None:
     process, said = serve()
-    assert httpx.get(f"{said['url']}/healthz").json() == {"status": "ok"}
+    assert get(f"{said['url']}/healthz").json() == {"status": "ok"}
     token = lorasmith("api-token").stdout.strip()
     datasets = f"{said['url']}/api/v1/finetune/datasets"
-    assert httpx.get(datasets).status_code == 401
-    assert httpx.get(datasets, headers={"Authorization": f"Bearer {token}"}).json() == {"data": [], "next_cursor": None}
+    assert get(datasets).status_code == 401
+    assert get(datasets, headers={"Authorization": f"Bearer {token}"}).json() == {"data": [], "next_cursor": None}
     file = Path(said["token_file"])
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=60) == 0
 
 
 def test_a_second_server_of_a_home_names_the_first_until_that_is_gone(serve: Serve, lorasmith: Lorasmith) -> None:
@@ -97,7 +99,7 @@ def test_without_a_port_the_next_free_one_is_taken_and_said(serve: Serve, lorasm
         _, said = serve(port=None)
         port = int(said["url"].rpartition(":")[2])
         assert 8420 < port < 8440
-        assert httpx.get(f"{said['url']}/healthz").status_code == 200
+        assert get(f"{said['url']}/healthz").status_code == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
@@ -110,8 +112,8 @@ def test_other_machines_come_in_with_a_password_alone(host: str, lorasmith: Lora
 def test_a_password_comes_from_the_environment_and_not_in_the_arguments(serve: Serve) -> None:
     process, said = serve("--host", "0.0.0.0", LORASMITH_PASSWORD="correct horse")
     url = said["url"].replace("0.0.0.0", "127.0.0.1")
-    assert httpx.post(f"{url}/api/v1/login", json={"password": "wrong"}).status_code == 401
-    assert httpx.post(f"{url}/api/v1/login", json={"password": "correct horse"}).status_code == 200
+    assert post(f"{url}/api/v1/login", json={"password": "wrong"}).status_code == 401
+    assert post(f"{url}/api/v1/login", json={"password": "correct horse"}).status_code == 200
     assert b"correct horse" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
 
 
@@ -151,7 +153,7 @@ def test_a_server_speaks_https_below_the_path_of_a_proxy(serve: Serve, certifica
     process, said = serve("--host", "localhost", "--root-path", "/lora", *tls)
     url = said["url"]
     assert url.startswith("https://localhost:")
-    with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=str(certificate))) as client:
+    with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=str(certificate)), timeout=60) as client:
         token = lorasmith("api-token").stdout.strip()
         answer = client.post("/lora/api/v1/login", json={"password": token}, headers={"Origin": url})
         assert answer.status_code == 200
@@ -165,11 +167,11 @@ def test_a_server_speaks_https_below_the_path_of_a_proxy(serve: Serve, certifica
         assert client.get("/lora/healthz", headers={"Host": "evil.example"}).status_code == 403
         assert client.get("/lora/healthz", headers={"Origin": "https://evil.example"}).status_code == 403
     with pytest.raises(httpx.ConnectError, match="self-signed certificate"):
-        httpx.get(f"{url}/healthz")
+        get(f"{url}/healthz")
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.get(f"{url.replace('https', 'http')}/healthz")
+        get(f"{url.replace('https', 'http')}/healthz")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=60) == 0
 
 
 def test_a_certificate_that_cannot_be_used_is_refused(certificate: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_every_row_has_its_fate_whatever_the_endpoint_does(tmp_path: Path, stub:
 
     stub.rule = rule
     rows = [example(n) for n in range(1, 25)]
-    folder = job(tmp_path / "job", stub, rows, teacher={"timeout_s": 1.0, "concurrency": 8, "max_attempts": 5})
+    folder = job(tmp_path / "job", stub, rows, teacher={"timeout_s": 1.0, "concurrency": 8, "max_attempts": 20})
     result = run_here(folder)
     fates = {"not-json": "rejected", "no-choices": "rejected", "400": "failed"}
     expected = {n: fates.get(fault_of[one.messages[0].content], "answered") for n, one in enumerate(rows, 1)}  # type: ignore[index]

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -97,15 +98,41 @@ def test_a_translation_that_was_broken_off_between_its_steps_is_not_begun_again(
     assert stub.asked[example(1).messages[0].content] == 1  # type: ignore[index]
 
 
+class Lives:
+    """A teacher's answers to one life of an engine after another: to each so many and no more, so that none gets to its end."""
+
+    def __init__(self) -> None:
+        self.number, self.left = 0, 0
+        self.changed = threading.Condition()
+
+    def begin(self, answers: int) -> None:
+        """The next life. What the last one still waits for is answered to nobody."""
+        with self.changed:
+            self.number, self.left = self.number + 1, answers
+            self.changed.notify_all()
+
+    def rule(self, request: dict[str, Any], before: int) -> None:
+        with self.changed:
+            asked_in = self.number
+            self.changed.wait_for(lambda: self.left > 0 or self.number != asked_in)
+            self.left -= self.number == asked_in
+
+
 def kill_and_resume(folder: Path, stub: Stub, kills: int, seed: int, rows: int) -> int:
     """Kill the engine so many times when so many more answers stand in its ledger; returns how many were acknowledged."""
     chance = random.Random(seed)
     acknowledged: dict[str, int] = {}
+    lives = Lives()
+    stub.rule = lives.rule
     for _ in range(kills):
+        most = rows - 1 - len(acknowledged)  # one row short of its end
+        more = min(chance.randint(1, max(1, rows // (kills + 1))), most)
+        lives.begin(min(more + chance.randint(0, 3), most))
         process = subprocess.Popen([sys.executable, "-m", "lorasmith.engine", str(folder)], stderr=subprocess.PIPE)
-        wanted = len(acknowledged) + chance.randint(1, max(1, rows // (kills + 1)))
-        deadline = time.monotonic() + 60
-        while len(answered(folder)) < wanted and process.poll() is None and time.monotonic() < deadline:
+        deadline = time.monotonic() + 300
+        while len(answered(folder)) < len(acknowledged) + more:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.002)
         process.kill()
         process.communicate()
@@ -114,8 +141,9 @@ def kill_and_resume(folder: Path, stub: Stub, kills: int, seed: int, rows: int) 
         for subject, before in acknowledged.items():
             assert stub.asked[subject] == before, "an answer that was there has been asked for again"
         acknowledged = {subject: stub.asked[subject] for subject in now}
+    lives.begin(2 * rows)
     process = subprocess.Popen([sys.executable, "-m", "lorasmith.engine", str(folder)])
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     for subject, before in acknowledged.items():
         assert stub.asked[subject] == before
     return len(acknowledged)

@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -103,19 +104,18 @@ def test_a_passing_fault_is_asked_again(stub: Stub, tmp_path: Path, fault: str) 
 
 
 def test_a_server_that_hangs_is_left_after_the_timeout(stub: Stub, tmp_path: Path) -> None:
-    stub.rule = lambda request, before: Reply(body=completion("late"), hang_s=5) if before == 0 else None
+    stub.rule = lambda request, before: Reply(body=completion("late"), hang_s=600) if before == 0 else None
     began = time.monotonic()
-    (answer,) = ask(tmp_path, spec_for(stub, timeout_s=0.5))
+    (answer,) = ask(tmp_path, spec_for(stub, timeout_s=0.5, max_attempts=20))
     assert isinstance(answer, Answered)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 300
     assert events(tmp_path)[1]["sentence"] == "no whole answer within 0.5 s"
 
 
 def test_an_endpoint_that_is_not_there_fails_after_the_attempts(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    (failure,) = ask(tmp_path, spec_for(Stub(port=port)))
+        (failure,) = ask(tmp_path, spec_for(Stub(port=closed.getsockname()[1])))  # bound, and nobody listens
     assert isinstance(failure, NoAnswer)
     assert failure.reason == "connection"
     assert sum(line["event"] == "asked" for line in events(tmp_path)) == 3
@@ -201,7 +201,12 @@ def test_half_a_character_and_steering_ones_do_not_reach_files_or_terminals(stub
 
 
 def test_no_more_requests_are_under_way_than_allowed(stub: Stub, tmp_path: Path) -> None:
-    stub.delay_s = 0.05
+    together = Barrier(3)
+
+    def three_at_once(request: dict[str, Any], before: int) -> None:
+        together.wait(60)
+
+    stub.rule = three_at_once
     texts = [f"row {n}" for n in range(9)]
 
     async def scenario() -> None:
@@ -216,24 +221,34 @@ def test_no_more_requests_are_under_way_than_allowed(stub: Stub, tmp_path: Path)
 
 def test_all_wait_when_the_endpoint_asks_one_to_wait(stub: Stub, tmp_path: Path) -> None:
     """Three requests at once, each refused once with `Retry-After: 0.4`: none comes again sooner."""
-    stub.rule = lambda request, before: error(429, "slow", retry_after="0.4") if before == 0 else None
+    all_here = Barrier(3)
+
+    def refuse_once(request: dict[str, Any], before: int) -> Reply | None:
+        if before:
+            return None
+        all_here.wait(60)
+        return error(429, "slow", retry_after="0.4")
+
+    stub.rule = refuse_once
     assert all(isinstance(one, Answered) for one in ask(tmp_path, spec_for(stub), "a", "b", "c"))
     first, later = sorted(stub.times)[2], sorted(stub.times)[3]
-    assert later - first >= 0.38  # the refusals are sent after the last first request
+    assert later - first >= 0.38  # the refusals are sent when all three are there
 
 
 def test_requests_keep_the_pace_that_is_asked_for(stub: Stub, tmp_path: Path) -> None:
+    began = time.monotonic()
     ask(tmp_path, spec_for(stub, requests_per_minute=600), *"abcdefghijklmno")
-    ordered = sorted(stub.times)
-    assert ordered[14] - ordered[0] >= 4 / 10 - 0.05  # 10 go at once, the other 5 at 10 a second
+    assert max(stub.times) - began >= 5 / 10  # 10 go at once, the other 5 at 10 a second
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
     assert retry_after_s("1.5") == 1.5
     assert retry_after_s(None) is None
     assert retry_after_s("soon") is None
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
-    assert 28 <= (retry_after_s(date) or 0) <= 30
+    date = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3000)
+    before = datetime.now(UTC)
+    found = retry_after_s(format_datetime(date, usegmt=True))
+    assert (date - datetime.now(UTC)).total_seconds() <= (found or 0) <= (date - before).total_seconds()
     assert retry_after_s(format_datetime(datetime.now(UTC) - timedelta(seconds=30), usegmt=True)) == 0
 
 
@@ -337,7 +352,7 @@ def test_a_stop_ends_a_pause_at_once(stub: Stub, tmp_path: Path) -> None:
                     await question
                 return time.monotonic() - began
 
-    assert asyncio.run(scenario()) < 1.0
+    assert asyncio.run(scenario()) < 150  # of 300
 
 
 def test_a_torn_last_line_is_no_answer(stub: Stub, tmp_path: Path) -> None:

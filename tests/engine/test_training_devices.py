@@ -164,14 +164,14 @@ def test_a_job_of_two_processes_is_one_to_signals(qwen2_folder: Path, training_j
         peers = children(process.pid)
         assert len(peers) == 1
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 5
+        assert process.wait(300) == 5
         assert all(map(gone, peers))
     saved = events(folder, "checkpoint")[-1]["step"]
 
     with start(folder) as process:
         wait_for_step(folder, process, saved + 2)
         os.kill(children(process.pid)[0], signal.SIGKILL)
-        assert process.wait(60) == -signal.SIGKILL  # so that who waits starts it again with half as much at once
+        assert process.wait(300) == -signal.SIGKILL  # so that who waits starts it again with half as much at once
     assert (folder / "log.txt").read_text(encoding="utf-8").splitlines()[-1] == "process 2 of 2 was killed by SIGKILL"
     assert not (folder / "error.json").exists()
 
@@ -180,7 +180,7 @@ def test_a_job_of_two_processes_is_one_to_signals(qwen2_folder: Path, training_j
         wait_for_step(folder, process, resumed_from + 2)
         peers = children(process.pid)
         process.kill()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not all(map(gone, peers)):
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -114,7 +114,7 @@ def lives(qwen2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     yield live
     preloaded.stdin.close()
-    assert preloaded.wait(timeout=30) == 0
+    assert preloaded.wait(timeout=60) == 0
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import timeit
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_the_page_lists_every_point() -> None:
 
 def test_a_point_without_an_order_costs_less_than_a_microsecond() -> None:
     assert faults.FAULTS is None
-    assert min(timeit.repeat(lambda: fault_point("train.step"), number=10_000, repeat=5)) / 10_000 < 1e-6
+    runs = timeit.repeat(lambda: fault_point("train.step"), timer=time.thread_time, number=10_000, repeat=20)
+    assert min(runs) / 10_000 < 1e-6
 
 
 def test_the_disk_is_full_at_the_second_hit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,15 @@ ADOPT = """
 import signal, sys, time
 from pathlib import Path
 from lorasmith.jobs.processes import EngineProcess, engine_runs
-folder, pid, started = sys.argv[1:]
+folder, pid, started, patience_s = sys.argv[1:]
 process = EngineProcess(Path(folder), int(pid), int(started) if started else None, None)
 assert process.is_alive()
 process.signal(signal.SIGTERM)
 if sys.argv[2] == "0":
     process.kill()
-time.sleep(0.5)
+ends = time.monotonic() + float(patience_s)
+while engine_runs(Path(folder)) and time.monotonic() < ends:
+    time.sleep(0.02)
 print("it runs" if engine_runs(Path(folder)) else "it has ended")
 """
 
@@ -32,7 +34,7 @@ print("it runs" if engine_runs(Path(folder)) else "it has ended")
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds the folder's lock as an engine does."""
-    hold = f"import fcntl, time; f = open({str(tmp_path / LOCK)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    hold = f"import fcntl, time; f = open({str(tmp_path / LOCK)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout is not None
     process.stdout.readline()
@@ -41,13 +43,16 @@ def engine(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def adopted(folder: Path, pid: int, started: int | None, *around: str) -> subprocess.CompletedProcess[str]:
-    command = [*around, sys.executable, "-c", ADOPT, str(folder), str(pid), str(started or "")]
+def adopted(
+    folder: Path, pid: int, started: int | None, *around: str, patience_s: float = 0.5
+) -> subprocess.CompletedProcess[str]:
+    """Signal it, and wait so long for its end."""
+    command = [*around, sys.executable, "-c", ADOPT, str(folder), str(pid), str(started or ""), str(patience_s)]
     return subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
 
 
 def test_an_adopted_engine_hears_a_signal(engine: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    ran = adopted(tmp_path, engine.pid, process_started(engine.pid))
+    ran = adopted(tmp_path, engine.pid, process_started(engine.pid), patience_s=60)
     assert (ran.returncode, ran.stdout) == (0, "it has ended\n"), ran.stderr
 
 

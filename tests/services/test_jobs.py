@@ -121,7 +121,8 @@ def test_a_run_killed_in_the_middle_goes_on_from_its_checkpoint(workbench: Workb
 
 
 def test_a_run_that_is_killed_again_and_again_without_progress_fails(workbench: Workbench, job: Asks) -> None:
-    killed, watch = job("killed"), KillsAt(lambda event, kills: event.type == "started")
+    settings = {"num_epochs": 100, "save_every": 1000}  # no checkpoint before the kill, however late that comes
+    killed, watch = job("killed", **settings), KillsAt(lambda event, kills: event.type == "started")
     with pytest.raises(JobFailed, match=f"killed the engine process {RESTARTS + 1} times without a new checkpoint"):
         train(workbench, killed, watch)
     assert watch.kills == RESTARTS + 1
@@ -130,10 +131,11 @@ def test_a_run_that_is_killed_again_and_again_without_progress_fails(workbench: 
 
 
 def test_a_run_that_was_asked_to_stop_is_not_started_again(workbench: Workbench, job: Asks) -> None:
-    killed = job("killed")
+    killed = job("killed", num_epochs=100)
 
     def asks_and_kills(event: Event, kills: int) -> bool:
         if event.type == "started":
+            os.kill(event.data["pid"], signal.SIGSTOP)  # it does not read the request before it is killed
             write_request(workbench.path(killed.folder), JobRequest.CANCEL)
         return event.type == "started"
 

@@ -58,7 +58,7 @@ def importing(workbench: Workbench) -> Iterator[None]:
 
 
 def until(workbench: Workbench, upload: Upload, reached: Callable[[Upload], bool]) -> Upload:
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while (found := find_upload(workbench, upload.id)) is None or not reached(found):
         assert time.monotonic() < ends, found
         time.sleep(0.02)
@@ -98,7 +98,8 @@ def test_an_upload_waits_while_the_disk_is_full(small_home: Workbench) -> None:
     assert small_home.datasets.require("sums").num_examples == 200
 
 
-def test_an_upload_that_waits_for_room_can_be_removed(small_home: Workbench) -> None:
+def test_an_upload_that_waits_for_room_can_be_removed(small_home: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_imports, "AGAIN_S", 600.0)
     upload = uploaded(small_home)
     with pytest.raises(Conflict, match="'sums' is being imported"):
         remove_upload(small_home, upload)
@@ -109,7 +110,10 @@ def test_an_upload_that_waits_for_room_can_be_removed(small_home: Workbench) -> 
     assert list(small_home.path("datasets").iterdir()) == []
 
 
-def test_an_upload_waits_for_another_import_of_its_name_and_leaves_that_alone(workbench: Workbench) -> None:
+def test_an_upload_waits_for_another_import_of_its_name_and_leaves_that_alone(
+    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_imports, "AGAIN_S", 600.0)
     upload = uploaded(workbench)
     folder = work_place(workbench.path("datasets"), "sums")
     with only_import(folder), importing(workbench):

@@ -111,7 +111,7 @@ def without_jobs(workbench: Workbench) -> Iterator[None]:
 
 
 def until(reached: Callable[[], object]) -> None:
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while not reached():
         assert time.monotonic() < ends
         time.sleep(0.01)

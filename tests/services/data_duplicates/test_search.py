@@ -99,7 +99,9 @@ words = st.sampled_from(["alpha", "beta", "gamma", "delta", "1", "2", "+", "-", 
 some_texts = st.lists(st.lists(words, max_size=9).map(" ".join), max_size=12)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(texts=some_texts, data=st.data())
 def test_the_order_of_the_rows_decides_only_between_equally_long_rows(
     tmp_path: Path, texts: list[str], data: st.DataObject
