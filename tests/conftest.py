@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,9 @@ for name in list(os.environ):
     of_the_product = name.startswith("LORASMITH_") and name not in OF_TESTS
     if of_the_product or name.lower().endswith("_proxy") or name in COLOURS_AND_WIDTHS:
         del os.environ[name]
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and every process of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A `sitecustomize` that every Python process of a test loads: connecting anywhere but to this machine is an error.
 NO_NETWORK = """

@@ -76,11 +76,6 @@ def test_from_a_file_to_a_measured_exported_and_answering_adapter(lorasmith: Run
     assert lorasmith("adapters", "show", "painter").returncode == 3
 
 
-def heed_ctrl_c() -> None:
-    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_ctrl_c_saves_and_resume_goes_on(lorasmith: Run, rows: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lorasmith", "--home", str(tmp_path / "home"), "train", "--model", "starter"]
     long = [
@@ -98,7 +93,6 @@ def test_ctrl_c_saves_and_resume_goes_on(lorasmith: Run, rows: Path, tmp_path: P
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=heed_ctrl_c,
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -98,11 +98,6 @@ def test_from_a_dataset_to_a_reviewed_one_without_a_trace_of_the_key(
     assert files_with(tmp_path / "home", "TEACHER_KEY")  # the name of the variable is there
 
 
-def heed_ctrl_c() -> None:
-    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_ctrl_c_stops_with_everything_saved_and_resume_goes_on(tmp_path: Path, stub: Stub, lorasmith: Shell) -> None:
     """No row is asked about twice."""
 
@@ -123,7 +118,7 @@ def test_ctrl_c_stops_with_everything_saved_and_resume_goes_on(tmp_path: Path, s
         "--name",
         "r",
     ]
-    started = lorasmith.process(*arguments, "--concurrency", "1", preexec_fn=heed_ctrl_c)
+    started = lorasmith.process(*arguments, "--concurrency", "1")
     deadline = time.monotonic() + 300
     while len(stub.answered) < 2:
         assert time.monotonic() < deadline

@@ -13,9 +13,8 @@ from lorasmith.schemas.jobs import ENDED, JobStatus
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
 
-USES = (
-    threading.RLock()
-)  # between the choice of what a job reads, or of its name, and its row, no other thread takes these
+# Held from the choice of what a job reads, and of its name, to its row: no other thread removes or takes these between.
+USES = threading.RLock()
 
 
 def refuse_while_used(workbench: Workbench, noun: str, name: str, fields: Mapping[str, Collection[str | None]]) -> None:

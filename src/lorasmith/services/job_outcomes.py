@@ -73,6 +73,6 @@ def keep_evaluation(workbench: Workbench, job: Job, evaluation: Evaluation) -> E
     if kept is not None:
         return kept
     folder = f"evaluations/{evaluation.id}"
-    with staged_folder(workbench.path(folder)) as staging:
+    with staged_folder(workbench.path(folder), replace=True) as staging:  # without a row it is what a crash has left
         shutil.copytree(workbench.path(job.folder) / evaluation.folder, staging, dirs_exist_ok=True)
     return workbench.evaluations.add(evaluation.model_copy(update={"folder": folder}))
