@@ -82,10 +82,10 @@ def loss_bar(memory: str, ours: Answer, references: dict[str, Answer]) -> Bar:
 
 def path_bar(answers: Answers) -> Bar:
     """How many modules fell back to PEFT in any run of ours; a run that names no paths counts as one."""
-    paths = [answer.get("paths") or {"(no paths)": "peft"} for name in answers for answer in ours_runs(answers, name)]
-    fallen = {module for named in paths for module, path in named.items() if path.startswith("peft")}
-    ours_text = f"{len(fallen)} of {max(map(len, paths))} modules through PEFT"
-    return Bar("paths", ours_text, "0 modules", float(len(fallen)), 0.0, at_least=False)
+    paths = [answer.get("paths") or {"peft": 1} for name in answers for answer in ours_runs(answers, name)]
+    fallen = max(sum(count for path, count in taken.items() if path.startswith("peft")) for taken in paths)
+    ours_text = f"{fallen} of {max(sum(taken.values()) for taken in paths)} modules through PEFT"
+    return Bar("paths", ours_text, "0 modules", float(fallen), 0.0, at_least=False)
 
 
 def ours_runs(answers: Answers, name: str) -> list[Answer]:

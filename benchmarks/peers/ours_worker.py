@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def main() -> None:
         "load_seconds": load_seconds,
         "peak_bytes": protocol.peak_bytes(),
         "precision": precision,
-        "paths": {**decoder.paths, "lm_head": decoder.head.path},
+        "paths": dict(Counter([*decoder.paths.values(), decoder.head.path])),
     }
     protocol.answer(answers, answer)
 

@@ -43,8 +43,8 @@ Answer:
     load_seconds   start of the process until just before the first step
     peak_bytes     `ru_maxrss` of the process, in bytes, read after the last step
     precision      ours only: "fp32" or "bf16", what "auto" became
-    paths          ours only: {module name: name of the path that its product took}, one entry per module with a LoRA
-                   and for the head; a name that starts with "peft" means that the module fell back to PEFT
+    paths          ours only: {name of a path: how many modules took it}, of those with a LoRA and the head; a name that
+                   starts with "peft" means that they fell back to PEFT
 """
 
 from __future__ import annotations
