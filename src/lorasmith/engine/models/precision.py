@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import psutil
 import torch
-from torch import Tensor
 
 from lorasmith.engine.lora.frozen import can_pack, pack_weight, packed_product
 
+Probe = Callable[[], float]
 Precision = Literal["bf16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Memory = Literal["fast", "lean"]
@@ -24,7 +25,7 @@ def choose_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Precision:
     """bf16 where this CPU multiplies it natively, else fp32. Never fp16, which a CPU multiplies ten times slower."""
     if wanted != "auto":
         return wanted
-    return "bf16" if matrix_seconds(torch.float32) > WORTHWHILE * matrix_seconds(torch.bfloat16) else "fp32"
+    return "bf16" if times_faster(matrix_probe(torch.bfloat16), matrix_probe(torch.float32)) > WORTHWHILE else "fp32"
 
 
 def choose_weights(wanted: Literal["auto", "fast", "lean"], precision: Precision, half_bytes: int) -> Weights:
@@ -48,20 +49,32 @@ def choose_memory(wanted: Literal["auto", "fast", "lean"], dtype: torch.dtype, e
         return "fast"
     if extra_bytes > SPARE_SHARE * psutil.virtual_memory().available:
         return "lean"
-    return "fast" if matrix_seconds(dtype) > WORTH_A_COPY * matrix_seconds(dtype, packed=True) else "lean"
+    return "fast" if times_faster(matrix_probe(dtype, packed=True), matrix_probe(dtype)) > WORTH_A_COPY else "lean"
+
+
+def times_faster(one: Probe, other: Probe) -> float:
+    """The fastest of nine each, by turns: what else the machine does meets both."""
+    seconds = [(one(), other()) for _ in range(9)]
+    return min(second for _, second in seconds) / min(first for first, _ in seconds)
 
 
 def matrix_seconds(dtype: torch.dtype, *, packed: bool = False) -> float:
-    """Seconds of the fastest of five (512, 1024) x (1024, 2048) products."""
+    """Seconds of the fastest of five products."""
+    probe = matrix_probe(dtype, packed=packed)
+    return min(probe() for _ in range(5))
+
+
+def matrix_probe(dtype: torch.dtype, *, packed: bool = False) -> Probe:
+    """Seconds of a (512, 1024) x (1024, 2048) product, which each call makes once."""
     left, right = torch.randn(512, 1024).to(dtype), torch.randn(2048, 1024).to(dtype)
     weight = pack_weight(right) if packed else right
-    best = float("inf")
-    for _ in range(5):
+
+    def seconds() -> float:
         began = time.perf_counter()
-        product(left, weight, packed)
-        best = min(best, time.perf_counter() - began)
-    return best
+        if packed:
+            packed_product(left, weight, None)
+        else:
+            torch.mm(left, weight.t())
+        return time.perf_counter() - began
 
-
-def product(left: Tensor, weight: Tensor, packed: bool) -> Tensor:
-    return packed_product(left, weight, None) if packed else torch.mm(left, weight.t())
+    return seconds
