@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -21,6 +20,7 @@ from lorasmith.schemas.jobs import Job, JobStatus
 from lorasmith.services.access import rotate_token
 from lorasmith.services.workbench import Workbench
 from tests.api.conftest import BASE, V1, Makes, set_status, write_steps
+from tests.waiting import until
 
 
 class InThread(Server):
@@ -160,13 +160,6 @@ def test_a_reader_that_takes_nothing_is_left(
         until(lambda: len(app.state.streams.open) == 1)
         write_steps(workbench.path(running.folder), 60_001, 60_001)
         assert next(events)["id"] == "60001"
-
-
-def until(reached: Callable[[], object]) -> None:
-    ends = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
 
 
 def test_streams_end_in_order_when_the_server_does(client: TestClient, server: Server, url: str, running: Job) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasmith.engine.data import labels, ledger, tokenizing
+from lorasmith.engine.data import labels, ledger, token_chunks
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import LorasmithError
 from lorasmith.schemas.data import Fate
@@ -59,7 +59,7 @@ def test_what_the_ledger_says_is_what_the_run_counts(
 
     order["inputs"]["tokens_folder"] = str(tmp_path / "tokens")
     (folder / "job.json").write_text(json.dumps(order))
-    monkeypatch.setattr(tokenizing, "draft_all", None)  # the run reads the tokens that the ledger left
+    monkeypatch.setattr(token_chunks, "draft_all", None)  # the run reads the tokens that the ledger left
     run_engine(folder)
     (reported,) = events(folder, "rows")
     assert reported["cut"] == sum(row.cut_tokens > 0 for row in rows)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from lorasmith.engine.data import tokenizing
+from lorasmith.engine.data import token_chunks
 from lorasmith.engine.data.statistics import run
 from lorasmith.engine.reporting import Reporter
 from lorasmith.schemas.jobs import JobKind, JobOrder
@@ -37,7 +37,7 @@ def test_tokens_are_those_that_training_counts_and_it_tokenises_nothing_again(
     found = counted(tmp_path, qwen2_folder, files)
     order["inputs"]["tokens_folder"] = str(tmp_path / "tokens")
     (folder / "job.json").write_text(json.dumps(order))
-    monkeypatch.setattr(tokenizing, "draft_all", None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(token_chunks, "draft_all", None)
     run_engine(folder)
     (reported,) = events(folder, "rows")
     assert found.parts["train"].tokens.total == reported["tokens"]

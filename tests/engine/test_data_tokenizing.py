@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lorasmith.engine.data import tokenizing
+from lorasmith.engine.data import token_chunks, tokenizing
 from lorasmith.engine.data.checks import CheckFailed
 from lorasmith.engine.data.parts import RenderedPart, render_part, stored_part
 from lorasmith.engine.data.rendering import encode
@@ -139,7 +139,7 @@ def test_a_second_run_tokenises_nothing(
     examples_file: Path, tmp_path: Path, report: Reporter, tokenizer: PreTrainedTokenizerBase, monkeypatch: Any
 ) -> None:
     first = tokenized(examples_file, tmp_path / "tokens", tokenizer, stops_of(tokenizer), report)
-    monkeypatch.setattr(tokenizing, "draft_all", None)
+    monkeypatch.setattr(token_chunks, "draft_all", None)
     again = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     second = tokenized(examples_file, tmp_path / "tokens", again, stops_of(tokenizer), report)
     assert np.array_equal(first.tokens, second.tokens)
@@ -200,7 +200,7 @@ def test_a_damaged_store_is_named_and_made_again(
 def test_an_interrupted_tokenisation_goes_on_where_it_stopped(
     examples_file: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizing, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(token_chunks, "CHUNK_ROWS", 8)
     stops = stops_of(tokenizer)
     whole = tokenized(examples_file, tmp_path / "whole", tokenizer, stops, Reporter(tmp_path))
     report = Reporter(tmp_path)
@@ -225,7 +225,7 @@ def test_an_interrupted_tokenisation_goes_on_where_it_stopped(
 def test_a_chunk_that_a_crash_left_torn_is_made_again(
     examples_file: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizing, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(token_chunks, "CHUNK_ROWS", 8)
     stops, report = stops_of(tokenizer), Reporter(tmp_path)
     whole = tokenized(examples_file, tmp_path / "whole", tokenizer, stops, report)
     report.stop_requested = True
@@ -254,7 +254,7 @@ def test_a_line_that_is_no_example_is_named(
 def test_two_runs_at_once_make_one_store(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizing, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(token_chunks, "CHUNK_ROWS", 8)
     path = write_examples(tmp_path / "train.jsonl", counting_examples(300))
     reports = [tmp_path / "run1", tmp_path / "run2"]
     for folder in reports:

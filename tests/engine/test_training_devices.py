@@ -24,6 +24,7 @@ from lorasmith.schemas.jobs import JobRequest
 from tests.engine.decoder_cases import worst_difference
 from tests.engine.device_steps import CASES, one_step, short_of_memory
 from tests.engine.small_jobs import events, run_engine, weights
+from tests.waiting import gone
 
 Job = Callable[..., Path]
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all"}
@@ -149,11 +150,6 @@ def wait_for_step(folder: Path, process: subprocess.Popen[bytes], step: int) -> 
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def gone(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.mark.slow

@@ -6,8 +6,7 @@ import fcntl
 import logging
 import sqlite3
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from lorasmith.services.worker import TRIES, Worker
 from lorasmith.settings import Settings
 from lorasmith.store import database
 from lorasmith.store import jobs as queue
+from tests.waiting import until
 
 GONE = "elsewhere:1:1"
 
@@ -108,13 +108,6 @@ def without_jobs(workbench: Workbench) -> Iterator[None]:
             yield
         finally:
             connection.execute("ALTER TABLE away RENAME TO jobs")
-
-
-def until(reached: Callable[[], object]) -> None:
-    ends = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 def test_a_worker_outlives_a_broken_database(

@@ -125,13 +125,29 @@ def mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.asarray(np.memmap(path, dtype, mode="r"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chunk:
-    """Rows that were tokenised together, and where the line behind the last of them begins."""
+    """Rows that were tokenised together, and where the line behind the last of them begins.
 
-    rows: list[RenderedExample]
-    offsets: list[int]
+    `tokens` (T,) as `flat` gives them; `index` (rows,) of `ROW`, whose `end` counts from the first token of the chunk.
+    """
+
+    tokens: NDArray[np.uint32]
+    index: NDArray[Any]
     next_offset: int
+
+
+def chunk_of(rows: Sequence[RenderedExample], offsets: Sequence[int], next_offset: int) -> Chunk:
+    """`offsets` (rows,): bytes before the line of each."""
+    tokens = flat(rows)
+    lengths = np.array([len(row.ids) for row in rows], np.int64)
+    index = np.zeros(len(rows), ROW)
+    index["end"] = np.cumsum(lengths)
+    index["offset"] = offsets
+    index["row"] = [row.row for row in rows]
+    index["trained"] = trained_counts(tokens, lengths)
+    index["failed"] = [packed_checks(row.overridden) for row in rows]
+    return Chunk(tokens, index, next_offset)
 
 
 class StoreWriter:
@@ -171,17 +187,11 @@ class StoreWriter:
         (self.folder / JOURNAL).write_text("".join(journal), encoding="utf-8")
 
     def append(self, chunk: Chunk) -> None:
-        index = np.zeros(len(chunk.rows), ROW)
-        tokens = flat(chunk.rows)
-        lengths = np.array([len(row.ids) for row in chunk.rows], np.int64)
-        index["end"] = self.tokens + np.cumsum(lengths)
-        index["offset"] = chunk.offsets
-        index["row"] = [row.row for row in chunk.rows]
-        index["trained"] = trained_counts(tokens, lengths)
-        index["failed"] = [packed_checks(row.overridden) for row in chunk.rows]
-        parts = [tokens.astype("<u4").tobytes(), index.tobytes()]
-        self.rows += len(chunk.rows)
-        self.tokens += len(tokens)
+        index = chunk.index.copy()
+        index["end"] += self.tokens
+        parts = [chunk.tokens.astype("<u4").tobytes(), index.tobytes()]
+        self.rows += len(index)
+        self.tokens += len(chunk.tokens)
         self.next_offset = chunk.next_offset
         entry = {
             "rows": self.rows,

@@ -6,32 +6,23 @@ import json
 import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data import encoding, rendering
-from lorasmith.engine.data.checks import ALL_CHECKS
-from lorasmith.engine.data.encoding import encoder_of
-from lorasmith.engine.data.examples import parse_example
-from lorasmith.engine.data.rendering import Draft, Encoded, assemble, draft_all, encode_drafts
-from lorasmith.engine.data.token_store import PARTIAL, Chunk, StoreWriter, TokenStore
+from lorasmith.engine.data.token_chunks import Chunks
+from lorasmith.engine.data.token_store import PARTIAL, StoreWriter, TokenStore
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import InvalidData, NotFound
 from lorasmith.files import disk_errors, sha256_bytes, sha256_file, try_lock
-from lorasmith.schemas.data import Example
 
-CHUNK_ROWS = 256
-CHUNK_BYTES = 1 << 18  # of lines: with few chunks, rendering and tokenising would not overlap
-CHUNKS_AHEAD = 2
 KEPT_STORES = 4  # of a file of examples, the last used; each takes about as many bytes as the file
 REPORT_EVERY_S = 1.0
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -105,64 +96,21 @@ def fill(
     report: Reporter,
     facts: dict[str, Any],
 ) -> None:
-    """Tokenise the rest of the file. Texts are rendered while those before them are tokenised in other threads."""
+    """Tokenise the rest of the file."""
     total = count_lines(examples_file)
     if writer.rows:
         report("note", text=f"tokenizing goes on after row {writer.rows:,} of {total:,}")
     shown_at = time.monotonic()
-    for chunk in encoded_chunks(examples_file, writer, tokenizer):
-        rows = assemble(tokenizer, chunk.drafts, chunk.encoded.result(), stop_ids)
-        writer.append(Chunk(rows, chunk.offsets, chunk.next_offset))
-        if report.stop_requested:
-            raise report.stop(f"stopped after tokenizing {writer.rows:,} of {total:,} rows, which are kept")
-        if time.monotonic() - shown_at >= REPORT_EVERY_S:
-            shown_at = time.monotonic()
-            report("progress", condition="tokenizing rows", done=writer.rows, total=total)
+    chunks = Chunks(examples_file, writer, tokenizer, stop_ids).tokenized(torch.get_num_threads(), report)
+    with closing(chunks):
+        for chunk in chunks:
+            writer.append(chunk)
+            if report.stop_requested:
+                raise report.stop(f"stopped after tokenizing {writer.rows:,} of {total:,} rows, which are kept")
+            if time.monotonic() - shown_at >= REPORT_EVERY_S:
+                shown_at = time.monotonic()
+                report("progress", condition="tokenizing rows", done=writer.rows, total=total)
     writer.finish(facts)
-
-
-@dataclass
-class CodedChunk:
-    """Drafts whose texts are being tokenised."""
-
-    drafts: list[Draft]
-    offsets: list[int]
-    next_offset: int
-    encoded: Future[Encoded]
-
-
-def encoded_chunks(
-    examples_file: Path, writer: StoreWriter, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[CodedChunk]:
-    """Some chunks ahead of the one that is taken."""
-    encoder = encoder_of(tokenizer)
-    with ThreadPoolExecutor(1) as thread:
-        ahead: deque[CodedChunk] = deque()
-        for examples, offsets, next_offset in chunks(examples_file, writer.rows, writer.next_offset):
-            drafts = draft_all(tokenizer, examples, ALL_CHECKS)
-            encoded = thread.submit(encode_drafts, encoder, drafts)
-            ahead.append(CodedChunk(drafts, offsets, next_offset, encoded))
-            if len(ahead) > CHUNKS_AHEAD:
-                yield ahead.popleft()
-        yield from ahead
-
-
-def chunks(examples_file: Path, rows: int, offset: int) -> Iterator[tuple[list[Example], list[int], int]]:
-    """Examples behind the first `rows`, where the line at that offset begins; their offsets, and that of the next line."""
-    examples: list[Example] = []
-    offsets: list[int] = []
-    began = offset
-    with examples_file.open("rb") as handle:
-        handle.seek(offset)
-        for number, line in enumerate(handle, start=rows + 1):
-            examples.append(parse_example(line, examples_file, number))
-            offsets.append(offset)
-            offset += len(line)
-            if len(examples) == CHUNK_ROWS or offset - began >= CHUNK_BYTES:
-                yield examples, offsets, offset
-                examples, offsets, began = [], [], offset
-    if examples:
-        yield examples, offsets, offset
 
 
 def count_lines(path: Path) -> int:
