@@ -33,7 +33,7 @@ class Reply:
     hang_s: float = 0.0
 
 
-Rule = Callable[[dict[str, Any], int], Reply | None]  # the request and how often its row was asked before
+Rule = Callable[[dict[str, Any], int], Reply | None]  # the request with its key, and how often its row was asked before
 
 
 @dataclass
@@ -138,7 +138,8 @@ class Handler(BaseHTTPRequestHandler):
             return error(404, f"no route {self.path}")
         if self.stub.needs_key and self.headers.get("authorization") != f"Bearer {KEY}":
             return error(401, f"wrong key {self.headers.get('authorization')}", "invalid_api_key")
-        special = self.stub.rule(request, before) if self.stub.rule else None
+        keyed = {**request, "authorization": self.headers.get("authorization")}
+        special = self.stub.rule(keyed, before) if self.stub.rule else None
         return special or Reply(body=completion(texts_for(request)))
 
     def reply(self, reply: Reply, subject: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -99,23 +100,30 @@ def test_a_translation_that_was_broken_off_between_its_steps_is_not_begun_again(
 
 
 class Lives:
-    """A teacher's answers to one life of an engine after another: to each so many and no more, so that none gets to its end."""
+    """A teacher's answers to one life of an engine after another: to each so many and no more, so that none gets to its end.
+
+    A life is known by its key: what a killed one asked can arrive when the next one has begun.
+    """
 
     def __init__(self) -> None:
         self.number, self.left = 0, 0
         self.changed = threading.Condition()
 
-    def begin(self, answers: int) -> None:
+    def begin(self, folder: Path, answers: int) -> subprocess.Popen[bytes]:
         """The next life. What the last one still waits for is answered to nobody."""
         with self.changed:
             self.number, self.left = self.number + 1, answers
             self.changed.notify_all()
+        command = [sys.executable, "-m", "lorasmith.engine", str(folder)]
+        return subprocess.Popen(command, env={**os.environ, "LIFE": f"life-{self.number:08}"}, stderr=subprocess.PIPE)
 
     def rule(self, request: dict[str, Any], before: int) -> None:
+        def lives() -> bool:
+            return bool(request["authorization"] == f"Bearer life-{self.number:08}")
+
         with self.changed:
-            asked_in = self.number
-            self.changed.wait_for(lambda: self.left > 0 or self.number != asked_in)
-            self.left -= self.number == asked_in
+            self.changed.wait_for(lambda: self.left > 0 or not lives())
+            self.left -= lives()
 
 
 def kill_and_resume(folder: Path, stub: Stub, kills: int, seed: int, rows: int) -> int:
@@ -127,8 +135,7 @@ def kill_and_resume(folder: Path, stub: Stub, kills: int, seed: int, rows: int) 
     for _ in range(kills):
         most = rows - 1 - len(acknowledged)  # one row short of its end
         more = min(chance.randint(1, max(1, rows // (kills + 1))), most)
-        lives.begin(min(more + chance.randint(0, 3), most))
-        process = subprocess.Popen([sys.executable, "-m", "lorasmith.engine", str(folder)], stderr=subprocess.PIPE)
+        process = lives.begin(folder, min(more + chance.randint(0, 3), most))
         deadline = time.monotonic() + 300
         while len(answered(folder)) < len(acknowledged) + more:
             assert process.poll() is None
@@ -141,9 +148,9 @@ def kill_and_resume(folder: Path, stub: Stub, kills: int, seed: int, rows: int) 
         for subject, before in acknowledged.items():
             assert stub.asked[subject] == before, "an answer that was there has been asked for again"
         acknowledged = {subject: stub.asked[subject] for subject in now}
-    lives.begin(2 * rows)
-    process = subprocess.Popen([sys.executable, "-m", "lorasmith.engine", str(folder)])
-    assert process.wait(300) == 0
+    process = lives.begin(folder, 2 * rows)
+    assert process.communicate(timeout=300)[1] == b""
+    assert process.returncode == 0
     for subject, before in acknowledged.items():
         assert stub.asked[subject] == before
     return len(acknowledged)
@@ -162,7 +169,8 @@ def answered(folder: Path) -> set[str]:
 def test_a_killed_job_pays_for_no_answer_twice(tmp_path: Path, stub: Stub, kills: int, seed: int) -> None:
     rows = 40 if kills < 10 else 150
     stub.delay_s = 0.02
-    folder = job(tmp_path / "job", stub, [example(n) for n in range(1, rows + 1)], teacher={"concurrency": 4})
+    teacher = {"concurrency": 4, "api_key_env": "LIFE"}
+    folder = job(tmp_path / "job", stub, [example(n) for n in range(1, rows + 1)], teacher=teacher)
     acknowledged = kill_and_resume(folder, stub, kills, seed, rows)
     assert acknowledged >= kills
     assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["rows"]["answered"] == rows
