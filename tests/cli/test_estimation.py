@@ -98,7 +98,7 @@ def test_a_model_that_cannot_fit_is_estimated_from_its_config_alone(
     assert not found["fits"]
     assert "it needs" in found["why_not"]
     assert "a smaller model" in found["way_out"]
-    assert found["memory"]["weights_bytes"] > 4 * 3e11
+    assert found["memory"]["weights_bytes"] > 2 * 3e11  # which stay in 16 bits
     assert found["time"] is None
     assert "are free for measuring" in found["why_no_time"]
     table = lorasmith("estimate", "--model", folder, "--data", rows, "--measure-s", "1")

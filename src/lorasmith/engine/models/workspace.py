@@ -19,6 +19,8 @@ class Workspace:
     A buffer is overwritten by the next `take` of its name, so a name belongs to one tensor at a time.
     """
 
+    mapping = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # of large buffers
+
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -29,8 +31,15 @@ class Workspace:
         buffer = self.buffers.get(key)
         if buffer is None or buffer.numel() < size:
             self.buffers.pop(key, None)  # freed before the larger one is made
-            buffer = self.buffers[key] = mapped(size, key[1])
+            buffer = self.buffers[key] = self.allocated(size, key[1])
         return buffer[:size].view(shape)
+
+    def allocated(self, size: int, dtype: torch.dtype) -> Tensor:
+        """Outside of the heap where it is large: a buffer that has grown leaves no hole of its old size."""
+        size_bytes = size * dtype.itemsize
+        if size_bytes < MAPPED_BYTES:
+            return torch.empty(size, dtype=dtype)
+        return torch.frombuffer(mmap.mmap(-1, size_bytes, flags=self.mapping), dtype=dtype)
 
     def clear(self) -> None:
         self.buffers.clear()
@@ -38,14 +47,6 @@ class Workspace:
     @property
     def size_bytes(self) -> int:
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers.values())
-
-
-def mapped(size: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised, outside of the heap where it is large: a buffer that has grown leaves no hole of its old size."""
-    size_bytes = size * dtype.itemsize
-    if size_bytes < MAPPED_BYTES:
-        return torch.empty(size, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON), dtype=dtype)
 
 
 def retain_heap() -> None:

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorasmith.engine.models.workspace import retain_heap
+from lorasmith.engine.models.workspace import Workspace, retain_heap
 from lorasmith.errors import JobFailed
 
 Prepare = Callable[[], Callable[[], None]]
 
 TOP_PAD = -2  # of mallopt; see malloc.h of glibc
+NO_RESERVE = 0x4000  # mmap(2): larger than the machine's memory, as nothing is touched; Python 3.13 has a name for it
 MOST_LAYERS = 48  # that are rehearsed; each takes some hundred microseconds an operation
 SAMPLED_BYTES = 1 << 12  # smaller tensors do not move the peak
 
@@ -218,6 +219,7 @@ def grown(prepare: Prepare, *, retained: bool) -> int:
     if retained:
         retain_heap()
     set_top_pad(0)  # what is padded is not touched in a real run
+    Workspace.mapping |= NO_RESERVE
     rehearse = prepare()
     with Unperformed():
         torch.nn.functional.gelu(torch.ones(2, 2) @ torch.ones(2, 2)).sum()  # torch loads what works out shapes

@@ -187,6 +187,6 @@ def verdict(shape: RunShape, prediction: Prediction, suggestions: list[Suggestio
         return reason, " ".join(f"--set {assignment}" for assignment in fitting.assignments)
     least = min([memory.peak_bytes, *(one.peak_memory_bytes for one in suggestions)])
     return (
-        f"{reason}; its weights alone take {memory.weights_bytes / 1e9:.1f} GB in {shape.precision}",
+        f"{reason}; its weights alone take {memory.weights_bytes / 1e9:.1f} GB in {weight_bits(shape)} bits",
         f"a smaller model, or a machine with {least / 1e9:.0f} GB of free memory for what takes least below",
     )

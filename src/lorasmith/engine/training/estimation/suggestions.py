@@ -67,6 +67,8 @@ def changes(shape: RunShape) -> list[Change]:
         found.append(Change({"training.gradient_checkpointing": True}, "layers are computed again; the same update"))
     if shape.precision == "fp32":
         found.append(Change({"training.precision": "bf16"}, "weights and activations of half the size, rounded"))
+    if not settings.quantizes:
+        found.append(Change({"training.quantization": "nf4"}, "the base in 4 bits, rounded, and unpacked at each use"))
     limit = length_of_most(shape)
     if limit < longest:
         found.append(
