@@ -39,7 +39,11 @@ def main() -> None:
     if settings["memory"] == "fast":
         pack_weights(decoder, model)
     computation = PackedComputation(
-        decoder, seed=settings["seed"], micro_batch_tokens=settings["micro_batch_tokens"], compiled=can_compile()
+        decoder,
+        seed=settings["seed"],
+        micro_batch_tokens=settings["micro_batch_tokens"],
+        lean=settings["memory"] == "lean" or weights == "stored",
+        compiled=can_compile(),
     )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"], weight_decay=0.0, fused=True)

@@ -95,6 +95,21 @@ def test_layers_computed_again_give_the_same_gradients(dropout: float) -> None:
     assert sizes[1] < 0.5 * sizes[0]
 
 
+@pytest.mark.parametrize("family", ["qwen3", "mistral"])
+def test_attention_weights_that_are_not_kept_give_the_same_gradients(family: str) -> None:
+    rows = pack(random_rows([300, 200, KEPT_TOKENS + 1]))
+    found, sizes = [], []
+    for lean in (False, True):
+        model = adapted(tiny_base(family, max_position_embeddings=1024))
+        decoder = PackedDecoder(read_decoder(model), lean=lean)
+        decoder.gradients(rows, 0.01, None)
+        found.append(adapter_gradients(model))
+        sizes.append(decoder.workspace.size_bytes)
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+    assert sizes[1] < 0.8 * sizes[0]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler")
 @pytest.mark.parametrize("family", ["phi3", "qwen3", "gemma"])

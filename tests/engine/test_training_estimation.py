@@ -226,6 +226,7 @@ def test_a_rehearsed_step_has_the_workspace_of_the_real_one(
         seed=0,
         micro_batch_tokens=training.micro_batch_tokens,
         recompute=training.gradient_checkpointing,
+        lean=shape.is_lean,
     )
     unreal = prepared(shape, layers=2)
     assert isinstance(unreal, PackedComputation)

@@ -17,7 +17,7 @@ from lorasmith.engine.models.packing import Segment
 from lorasmith.engine.models.workspace import Workspace
 
 BLOCK = 256  # queries at a time
-KEPT_TOKENS = 512  # rows up to here keep their probabilities
+KEPT_TOKENS = 512  # rows up to here keep their probabilities, where memory is not to be saved
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def blocks(segment: Segment, window: int | None) -> list[Block]:
     ]
 
 
-def keeps(segment: Segment) -> bool:
-    return segment.offset + segment.length <= KEPT_TOKENS
+def keeps(segment: Segment, kept_tokens: int) -> bool:
+    return segment.offset + segment.length <= kept_tokens
 
 
-def kept_size(segments: list[Segment], heads: Heads) -> int:
-    """Probabilities that `attend` keeps for the gradient."""
-    return sum(block.size(heads) for s in segments if keeps(s) for block in blocks(s, heads.window))
+def kept_size(segments: list[Segment], heads: Heads, kept_tokens: int) -> int:
+    """Probabilities that `attend` keeps for the gradient: those of rows of up to `kept_tokens`."""
+    return sum(block.size(heads) for s in segments if keeps(s, kept_tokens) for block in blocks(s, heads.window))
 
 
 def attend(
@@ -76,6 +76,7 @@ def attend(
     heads: Heads,
     out: Tensor,
     kept: Tensor,
+    kept_tokens: int,
     workspace: Workspace,
 ) -> None:
     """out = softmax(q k^T + causal) v for each segment, over its own keys and those before it.
@@ -88,7 +89,7 @@ def attend(
         keys, values = gathered(k, segment, workspace, "keys"), gathered(v, segment, workspace, "values")
         for block in blocks(segment, heads.window):
             size, queries = block.size(heads), queries_of(segment, block)
-            if keeps(segment):
+            if keeps(segment, kept_tokens):
                 flat = kept[offset : offset + size]
                 offset += size
             else:
@@ -106,6 +107,7 @@ def attend_backward(
     segments: list[Segment],
     heads: Heads,
     kept: Tensor,
+    kept_tokens: int,
     workspace: Workspace,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, in their shapes."""
@@ -118,7 +120,7 @@ def attend_backward(
         dkeys, dvalues = gradient_of(dk, segment, workspace, "dkeys"), gradient_of(dv, segment, workspace, "dvalues")
         for block in blocks(segment, heads.window):
             size, queries, seen = block.size(heads), queries_of(segment, block), slice(block.seen, block.last)
-            if keeps(segment):
+            if keeps(segment, kept_tokens):
                 p = kept[offset : offset + size].view(heads.key_heads, -1, block.last - block.seen)
                 offset += size
             else:

@@ -24,7 +24,7 @@ class Pass:
     """What every layer of one pass reads.
 
     cosine and sine (T, 1, half) are those of each token's position in its row, `chosen_lengths` how many chosen tokens
-    each row has.
+    each row has. The attention weights of rows of up to `kept_tokens` are kept for the gradient.
     """
 
     segments: list[Segment]
@@ -36,27 +36,24 @@ class Pass:
     eps: float
     activation: str
     elementwise: Elementwise
+    kept_tokens: int
 
 
 @dataclass
 class LayerSaved:
     """Tensors of a forward pass that the backward pass reads; `x` and `middle` are the residual stream.
 
+    What few operations make of them (norms, rotated heads, the activation) is made again: it would be half of the memory.
     `chosen` (n,) are the tokens whose output is needed; behind attention only they are computed. None: all of them.
     """
 
     x: Tensor
     chosen: Tensor | None
-    first_inverse: Tensor
     qkv: Saved
     joined: Tensor
-    q: Tensor
-    k: Tensor
-    inverses: tuple[Tensor | None, Tensor | None]
     probabilities: Tensor
     out: Saved
     middle: Tensor
-    second_inverse: Tensor
     gate_up: Saved
     gates_ups: Tensor
     down: Saved
@@ -66,23 +63,14 @@ def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor
     """The layer's output (T, H), or (n, H) of the chosen tokens; `tag` keeps the tensors of layers apart."""
     stream, tokens, heads, workspace = x, len(x), layer.heads, state.workspace
 
-    normal, first_inverse = norm(x, layer.first_norm, state, f"first.{tag}")
+    normal, _ = norm(x, layer.first_norm, state)
     joined, qkv = layer.qkv.forward(normal, state.dropout, workspace, tag)
-    raw_q, raw_k, v = split(layer, joined)
-    inverses: tuple[Tensor | None, Tensor | None] = (None, None)
-    if layer.query_norm is not None and layer.key_norm is not None:
-        raw_q, query_inverse = head_norm(raw_q, layer.query_norm, state, "query", tag)
-        raw_k, key_inverse = head_norm(raw_k, layer.key_norm, state, "key", tag)
-        inverses = (query_inverse, key_inverse)
-    q = workspace.take(f"q.{tag}", heads.key_heads, tokens, heads.group, heads.head_dim)
-    k = workspace.take(f"k.{tag}", heads.key_heads, tokens, heads.head_dim)
-    # Scores are scaled here, in fp32, and not on their square.
-    state.elementwise.rotate(raw_q, state.cosine * layer.scale, state.sine * layer.scale, q, pass_scale=layer.scale)
-    state.elementwise.rotate(raw_k, state.cosine, state.sine, k.unsqueeze(2))
-    probabilities = workspace.take(f"probabilities.{tag}", kept_size(state.segments, heads))
+    turned = rotated(layer, joined, state)
+    probabilities = workspace.take(f"probabilities.{tag}", kept_size(state.segments, heads, state.kept_tokens))
     mixed = workspace.take(f"mixed.{tag}", tokens, heads.query_width)
     by_head = mixed.view(tokens, heads.key_heads, heads.group, heads.head_dim).transpose(0, 1)
-    attend(q, k, v, state.segments, heads, by_head, probabilities, workspace)
+    v = split(layer, joined)[2]
+    attend(turned.q, turned.k, v, state.segments, heads, by_head, probabilities, state.kept_tokens, workspace)
 
     dropout = state.dropout
     if chosen is not None:
@@ -91,7 +79,7 @@ def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor
     # The residual is added last: added to W o first, a small update would be rounded away at the residual's scale.
     middle, out = layer.out.forward(mixed, dropout, workspace, tag)
     middle += x
-    normal, second_inverse = norm(middle, layer.second_norm, state, f"second.{tag}")
+    normal, _ = norm(middle, layer.second_norm, state)
     gates_ups, gate_up = layer.gate_up.forward(normal, dropout, workspace, tag)
     gates, ups = gates_ups.chunk(2, dim=1)
     active = workspace.take("active", *gates.shape)
@@ -101,16 +89,11 @@ def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor
     return last, LayerSaved(
         x=stream,
         chosen=chosen,
-        first_inverse=first_inverse,
         qkv=qkv,
         joined=joined,
-        q=q,
-        k=k,
-        inverses=inverses,
         probabilities=probabilities,
         out=out,
         middle=middle,
-        second_inverse=second_inverse,
         gate_up=gate_up,
         gates_ups=gates_ups,
         down=down,
@@ -125,15 +108,16 @@ def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, 
     workspace, heads = state.workspace, layer.heads
 
     gates, ups = saved.gates_ups.chunk(2, dim=1)
-    saved.down.x = workspace.take("active", *gates.shape)  # computed again: a third of a layer's memory
+    saved.down.x = workspace.take("active", *gates.shape)
     dactive, reduced = layer.down.backward_input(dx, saved.down, workspace)
     assert dactive is not None
     state.elementwise.gate_backward(state.activation, dactive, gates, ups, saved.down.x)
     layer.down.backward_down(reduced, saved.down, workspace)
+    saved.gate_up.x, inverse = norm(saved.middle, layer.second_norm, state)
     dnormal = layer.gate_up.backward(saved.gates_ups, saved.gate_up, workspace)
     assert dnormal is not None
     add_norm_backward = state.elementwise.add_rms_norm_backward
-    add_norm_backward(saved.middle, layer.second_norm, saved.second_inverse, dnormal, dx)
+    add_norm_backward(saved.middle, layer.second_norm, inverse, dnormal, dx)
     dmixed = layer.out.backward(dx, saved.out, workspace)
     assert dmixed is not None
     if saved.chosen is not None:
@@ -143,13 +127,25 @@ def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, 
     tokens = len(dmixed)
     by_head = dmixed.view(tokens, heads.key_heads, heads.group, heads.head_dim).transpose(0, 1)
     raw_q, raw_k, v = split(layer, saved.joined)
-    dq, dk, dv = attend_backward(by_head, saved.q, saved.k, v, state.segments, heads, saved.probabilities, workspace)
+    turned = rotated(layer, saved.joined, state)
+    dq, dk, dv = attend_backward(
+        by_head,
+        turned.q,
+        turned.k,
+        v,
+        state.segments,
+        heads,
+        saved.probabilities,
+        state.kept_tokens,
+        workspace,
+    )
     v.copy_(dv)
-    rotate_back(dq, raw_q, state, layer.scale, layer.query_norm, saved.inverses[0])
-    rotate_back(dk.unsqueeze(2), raw_k, state, 1.0, layer.key_norm, saved.inverses[1])
+    rotate_back(dq, raw_q, state, layer.scale, layer.query_norm, turned.query_inverse)
+    rotate_back(dk.unsqueeze(2), raw_k, state, 1.0, layer.key_norm, turned.key_inverse)
+    saved.qkv.x, inverse = norm(saved.x, layer.first_norm, state)
     dnormal = layer.qkv.backward(saved.joined, saved.qkv, workspace, through=through)
     if dnormal is not None:
-        add_norm_backward(saved.x, layer.first_norm, saved.first_inverse, dnormal, dx)
+        add_norm_backward(saved.x, layer.first_norm, inverse, dnormal, dx)
     return dx
 
 
@@ -158,16 +154,47 @@ def spread(gradient: Tensor, chosen: Tensor, out: Tensor) -> Tensor:
     return out.zero_().index_copy_(0, chosen, gradient)
 
 
-def norm(x: Tensor, weight: Tensor, state: Pass, name: str) -> tuple[Tensor, Tensor]:
-    normal = state.workspace.take(f"normal.{name}", *x.shape)
-    inverse = state.workspace.take(f"inverse.{name}", len(x), 1, dtype=wide(x.dtype))
+def norm(x: Tensor, weight: Tensor, state: Pass) -> tuple[Tensor, Tensor]:
+    """Of the residual stream, in buffers that the next call overwrites."""
+    normal = state.workspace.take("normal", *x.shape)
+    inverse = state.workspace.take("inverse", len(x), 1, dtype=wide(x.dtype))
     state.elementwise.rms_norm(x, weight, state.eps, normal, inverse)
     return normal, inverse
 
 
-def head_norm(x: Tensor, weight: Tensor, state: Pass, name: str, tag: str) -> tuple[Tensor, Tensor]:
+@dataclass
+class Rotated:
+    """Queries (key_heads, T, group, head_dim), scaled, and keys (key_heads, T, head_dim) at their positions.
+
+    The inverse norms are those of the families that normalise each head first.
+    """
+
+    q: Tensor
+    k: Tensor
+    query_inverse: Tensor | None = None
+    key_inverse: Tensor | None = None
+
+
+def rotated(layer: Layer, joined: Tensor, state: Pass) -> Rotated:
+    """In buffers that the next call overwrites."""
+    heads, workspace, elementwise = layer.heads, state.workspace, state.elementwise
+    raw_q, raw_k, _ = split(layer, joined)
+    made = Rotated(
+        q=workspace.take("q", heads.key_heads, len(joined), heads.group, heads.head_dim),
+        k=workspace.take("k", heads.key_heads, len(joined), heads.head_dim),
+    )
+    if layer.query_norm is not None and layer.key_norm is not None:
+        raw_q, made.query_inverse = head_norm(raw_q, layer.query_norm, state, "query")
+        raw_k, made.key_inverse = head_norm(raw_k, layer.key_norm, state, "key")
+    # Scores are scaled here, in fp32, and not on their square.
+    elementwise.rotate(raw_q, state.cosine * layer.scale, state.sine * layer.scale, made.q, pass_scale=layer.scale)
+    elementwise.rotate(raw_k, state.cosine, state.sine, made.k.unsqueeze(2))
+    return made
+
+
+def head_norm(x: Tensor, weight: Tensor, state: Pass, name: str) -> tuple[Tensor, Tensor]:
     """RMS norm over head_dim of (key_heads, T, group, head_dim)."""
-    inverse = state.workspace.take(f"inverse.{name}.{tag}", *x.shape[:-1], 1, dtype=wide(x.dtype))
+    inverse = state.workspace.take(f"inverse.{name}", *x.shape[:-1], 1, dtype=wide(x.dtype))
     normal = state.workspace.take(f"normal.{name}", *x.shape)
     state.elementwise.rms_norm(x, weight, state.eps, normal, inverse)
     return normal, inverse

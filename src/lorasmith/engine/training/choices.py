@@ -130,6 +130,7 @@ def choose_computation(
         seed=settings.seed,
         micro_batch_tokens=choices.made.get(MICRO_BATCH, settings.micro_batch_tokens),
         recompute=settings.gradient_checkpointing,
+        lean=wanted == "lean",
         compiled=choices.once("compile", lambda: choose_compile(settings, decoder, rows)) == "on",
         cache=prefix_cache(choices, decoder, settings, rows),
     )

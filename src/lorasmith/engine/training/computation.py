@@ -74,12 +74,13 @@ class PackedComputation:
         seed: int,
         micro_batch_tokens: int,
         recompute: bool = False,
+        lean: bool = False,
         compiled: bool = False,
         cache: PrefixCache | None = None,
     ) -> None:
         """`cache` belongs to the rows that `gradients` is called with."""
         elementwise = elementwise_compiled() if compiled else EAGER
-        self.decoder = PackedDecoder(decoder, recompute=recompute, elementwise=elementwise)
+        self.decoder = PackedDecoder(decoder, recompute=recompute, lean=lean, elementwise=elementwise)
         self.cache = cache
         self.seed = seed
         self.at_once, self.unit = micro_batch_tokens, "tokens"

@@ -101,11 +101,9 @@ class RunShape:
         return DTYPES[self.precision]
 
     @property
-    def could_stay_stored(self) -> bool:
-        """Whether `lean` would keep weights in 16 bits that this run makes fp32."""
-        lean = self.spec.model_copy(update={"training": self.spec.training.model_copy(update={"memory": "lean"})})
-        known = self.quantization is None and self.decoder is not None
-        return known and weights_of(lean, self.precision, self.stored.half_bytes) == "stored"
+    def is_lean(self) -> bool:
+        """Whether it was asked to save memory, or stays in few bits, as memory is short."""
+        return self.quantization is not None or self.spec.training.memory_wanted == "lean"
 
     @property
     def layers(self) -> int:
@@ -145,6 +143,7 @@ class RunShape:
                 seed=settings.seed,
                 micro_batch_tokens=settings.micro_batch_tokens,
                 recompute=settings.gradient_checkpointing,
+                lean=self.is_lean,
             )
         return PeftComputation(
             model or self.model,

@@ -48,8 +48,9 @@ def changes(shape: RunShape) -> list[Change]:
     found = []
     longest = max(len(row.ids) for row in shape.part.rows)
     if shape.decoder is not None:
-        if shape.memory == "fast" or shape.could_stay_stored:
-            found.append(Change({"training.memory": "lean"}, "the weights as they are in the file; the same update"))
+        if not shape.is_lean:
+            about = "weights as they are in the file, attention computed again; the same update"
+            found.append(Change({"training.memory": "lean"}, about))
         elif settings.memory == "lean" and not settings.quantizes and can_pack(shape.dtype):
             found.append(Change({"training.memory": "fast"}, "two packed copies of the weights; the same update"))
         largest = min(settings.micro_batch_tokens, shape.plan.step_rows * longest)

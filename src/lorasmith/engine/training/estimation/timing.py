@@ -133,7 +133,7 @@ def one_layer(computation: Any, settings: TrainingSettings) -> PackedComputation
         micro_batch_tokens=settings.micro_batch_tokens,
         recompute=settings.gradient_checkpointing,
     )
-    one.decoder.elementwise = computation.decoder.elementwise
+    one.decoder.elementwise, one.decoder.kept_tokens = computation.decoder.elementwise, computation.decoder.kept_tokens
     return one
 
 
