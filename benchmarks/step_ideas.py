@@ -36,6 +36,7 @@ IDEAS = {
     "heap given back": "freed memory goes back to the system",
     "packed weights": "frozen weights in two layouts of oneDNN",
     "compiled": "norm, gate and rotation compiled",
+    "attention again": "attention weights computed again, as a lean run has it",
     "layers computed again": "gradient checkpointing",
     "through PEFT": "padded rows through transformers, PEFT and autograd",
 }
@@ -81,6 +82,7 @@ def computation_of(config: workload.Config, idea: str) -> Computation:
         seed=0,
         micro_batch_tokens=4096,
         recompute=idea == "layers computed again",
+        lean=idea == "attention again",
         compiled=idea == "compiled",
     )
 

@@ -1,6 +1,6 @@
 """Responses of server-sent events that hundreds of readers hold open beside a training run.
 
-Per event and reader there is one write, and no timer, task or copy of the text. Format: WHATWG HTML, section 9.2.
+Per event and reader there is one write, and no timer or task. Format: WHATWG HTML, section 9.2.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class EventStream(Response):
     media_type = EVENT_STREAM
     writing: asyncio.Task[None]  # while it is open
 
+    # FastAPI documents the status that stands here as the default.
     def __init__(
         self, chunks: Chunks, streams: OpenStreams, still_allowed: Callable[[], bool], status_code: int = 200
     ) -> None:

@@ -60,7 +60,8 @@ def detect_format(
         accepted = "; ".join(f"{' + '.join(shape.required)} ({shape.format})" for shape in SHAPES)
         raise InvalidData(
             f"{file} has the columns {listed(columns)}, expected one of: {accepted}{suggestion(columns)}",
-            hint=mapping_hint(rows, columns) or "rename the columns; the first line of a CSV file must name them",
+            hint=mapping_hint(rows, columns)
+            or "say which column is which, such as --map text=COLUMN; a CSV file names them in its first line",
         )
     unused = sorted(set(columns) - set(shape.required) - set(shape.optional) - set(ROW_FIELDS))
     reason = f"it has {' and '.join(f'`{name}`' for name in shape.required)}"
