@@ -149,8 +149,10 @@ def test_another_terminal_saves_pauses_and_cancels_a_run(lorasmith: Run, rows: P
         assert process.wait(280) == 5
     assert (found("paused")["status"], found("paused")["reason_code"]) == ("paused", "paused")
     again = lorasmith("jobs", "pause", job["id"])
-    assert again.returncode == 4
-    assert "is paused, so it cannot pause" in " ".join(again.stderr.split())
+    assert (again.returncode, again.stderr) == (0, f"{job['id']} is paused\n")
+    refused = lorasmith("jobs", "checkpoint", job["id"])
+    assert refused.returncode == 4
+    assert "is paused, so it cannot checkpoint" in " ".join(refused.stderr.split())
 
     reached = max((tmp_path / "home" / job["folder"]).glob("checkpoints/step-*"))
     more = int(reached.name.removeprefix("step-")) + 3
