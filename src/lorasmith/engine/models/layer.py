@@ -43,7 +43,7 @@ class Pass:
 class LayerSaved:
     """Tensors of a forward pass that the backward pass reads; `x` and `middle` are the residual stream.
 
-    What few operations make of them (norms, rotated heads, the activation) is made again: it would be half of the memory.
+    What few operations make of them (norms, rotated heads, the activation) is made again: it would be a third of the memory.
     `chosen` (n,) are the tokens whose output is needed; behind attention only they are computed. None: all of them.
     """
 
