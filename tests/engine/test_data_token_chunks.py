@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -107,6 +108,32 @@ def test_a_copy_that_is_killed_is_named_and_its_rows_are_made_without_it(
         "a process that tokenizes was ended; its rows are tokenized without it"
     ]
     assert all(map(gone, copies))
+
+
+def test_copies_that_cannot_be_started_are_done_without(
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: set[int],
+    report: Reporter,
+    copies: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, fork = write_examples(tmp_path / "train.jsonl", counting_examples(100)), os.fork
+    expected = tokenized(path, tmp_path / "whole", tokenizer, stops, report)
+    copies.clear()
+
+    def second_fails() -> int:
+        if copies:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", second_fails)
+    store = tokenized(path, tmp_path / "tokens", tokenizer, stops, report)
+    assert np.array_equal(store.tokens, expected.tokens)
+    assert len(copies) == 1
+    assert [event["text"] for event in events(tmp_path, "warning")] == [
+        "rows are tokenized by fewer processes: Resource temporarily unavailable"
+    ]
 
 
 def test_a_stop_ends_the_copies_and_what_was_made_goes_on(

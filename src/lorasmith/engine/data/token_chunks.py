@@ -53,13 +53,13 @@ class Chunks:
         if processes == 1 or self.path.stat().st_size - self.offset < BYTES_BEFORE_COPIES:
             yield from map(self.make, self.read())
             return
-        with self.copies(processes) as pipes:
+        with self.copies(processes, report) as pipes:
             for place, lines in enumerate(self.read()):
-                chunk = received(pipes[place % processes])
+                pipe = pipes.get(place % processes)
+                chunk = received(pipe) if pipe else None
                 if chunk is None:
                     chunk = self.make(lines)  # where it raises, what made the copy end
-                    if not pipes[place % processes].closed:
-                        pipes[place % processes].close()
+                    if pipes.pop(place % processes, None):
                         report("warning", text="a process that tokenizes was ended; its rows are tokenized without it")
                 yield chunk
 
@@ -88,22 +88,28 @@ class Chunks:
         return chunk_of(rows, given.offsets, given.next_offset)
 
     @contextmanager
-    def copies(self, count: int) -> Iterator[list[BinaryIO]]:
-        """A pipe from each copy, which makes every `count`-th chunk and waits while its last one is not taken.
+    def copies(self, count: int, report: Reporter) -> Iterator[dict[int, BinaryIO]]:
+        """By number, a pipe from each copy, which makes every `count`-th chunk and waits while its last one is not taken.
 
         They are forked, as a new process would first import for seconds. None of them outlives the block, nor, past the
         chunk that it is at, this process.
         """
-        pipes: list[BinaryIO] = []
+        pipes: dict[int, BinaryIO] = {}
         with ExitStack() as stack:
             for number in range(count):
                 read, write = os.pipe()
-                child = os.fork()
+                pipe = stack.enter_context(os.fdopen(read, "rb"))
+                try:
+                    child = os.fork()
+                except OSError as error:  # too little memory, or too many processes
+                    os.close(write)
+                    report("warning", text=f"rows are tokenized by fewer processes: {error.strerror}")
+                    break
                 if child == 0:
-                    self.run_copy(number, count, write, [*(pipe.fileno() for pipe in pipes), read])
+                    self.run_copy(number, count, write, [*(other.fileno() for other in pipes.values()), read])
                 os.close(write)
                 stack.callback(end, child)
-                pipes.append(stack.enter_context(os.fdopen(read, "rb")))
+                pipes[number] = pipe
             yield pipes
 
     def run_copy(self, number: int, count: int, write: int, others: list[int]) -> None:
@@ -131,8 +137,6 @@ def send(chunk: Chunk, pipe: BinaryIO) -> None:
 
 def received(pipe: BinaryIO) -> Chunk | None:
     """The next chunk, or None where the copy ended before it was whole."""
-    if pipe.closed:
-        return None
     header = pipe.read(HEADER.size)
     if len(header) < HEADER.size:
         return None
