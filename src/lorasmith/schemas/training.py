@@ -177,7 +177,7 @@ class TrainingSettings(BaseModel):
     )
     memory: Literal["auto", "fast", "lean"] = Field(
         "auto",
-        description="fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file; auto: fast where it is faster and fits, lean where memory is short.",
+        description="fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file, and attention computed again; auto: fast where it is faster and fits, lean where memory is short.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="Compile the element-wise parts; auto: in a long run where there is a C++ compiler."

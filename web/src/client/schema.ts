@@ -3474,7 +3474,7 @@ export interface components {
             double_quantization?: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file; auto: fast where it is faster and fits, lean where memory is short.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file, and attention computed again; auto: fast where it is faster and fits, lean where memory is short.
              * @default auto
              * @enum {string}
              */
@@ -3685,7 +3685,7 @@ export interface components {
             double_quantization: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file; auto: fast where it is faster and fits, lean where memory is short.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file, and attention computed again; auto: fast where it is faster and fits, lean where memory is short.
              * @default auto
              * @enum {string}
              */
