@@ -35,9 +35,9 @@ setup: $(STAMP) ## Install into .venv
 demo: $(STAMP) ## Import, train, evaluate, export and answer on the built-in model and data
 	@$(BIN)/lorasmith --home $(DEMO_HOME) demo
 
-# One thread a worker: two torch processes of two threads each wait for each other most of the time.
+# One thread a worker: two torch processes of two threads each wait for each other most of the time. Files in the order of conftest.py.
 test: $(DEV_STAMP) ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not faults"
 
 test-slow: $(DEV_STAMP) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -32,6 +32,14 @@ for name in list(os.environ):
 # A shell starts what it runs in the background with Ctrl-C ignored, and every process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files whose few tests take a minute: begun last, they would leave one of two workers without work.
+LONGEST_FIRST = ("test_docs.py", "test_life_cycle.py", "test_life_cycle_served.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST_FIRST)
+
+
 # A `sitecustomize` that every Python process of a test loads: connecting anywhere but to this machine is an error.
 NO_NETWORK = """
 import socket

@@ -44,6 +44,7 @@ SLOW = {  # half a minute and more; README.md is as long, and a stranger's first
     "docs/guides/estimate.md",
     "docs/guides/evaluate.md",
     "docs/guides/export.md",
+    "docs/guides/python.md",
     "docs/guides/train.md",
 }
 

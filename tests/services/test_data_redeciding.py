@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorasmith.errors import Conflict, InvalidData, InvalidSpec, NotFound
+from lorasmith.files import new_id
 from lorasmith.schemas.data import DataImportSpec, Dataset, Fate
 from lorasmith.services import data
 from lorasmith.services.data_curation import Curation
@@ -174,7 +175,7 @@ def test_a_wrong_version_is_refused_with_those_that_there_are(workbench: Workben
 def test_digits_that_fit_several_versions_are_refused(workbench: Workbench, stories: Path) -> None:
     imported = import_dataset(workbench, stories, DataImportSpec(name="stories"))
     twin = imported.model_copy(
-        update={"id": imported.id[:-1] + "Z", "sha256": imported.sha256[:6] + "f" * 58, "name": "stories@twin"}
+        update={"id": new_id("dataset"), "sha256": imported.sha256[:6] + "f" * 58, "name": "stories@twin"}
     )
     workbench.datasets.add(twin)
     with pytest.raises(InvalidSpec) as caught:
