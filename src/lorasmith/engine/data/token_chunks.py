@@ -115,10 +115,8 @@ class Chunks:
     def run_copy(self, number: int, count: int, write: int, others: list[int]) -> None:
         """Never returns. What is wrong with a row is raised where the chunk is made again."""
         try:
-            for reading in others:
-                os.close(
-                    reading
-                )  # with a copy of its reading end open, writing into a pipe that nobody reads would wait
+            for reading in others:  # while any copy of its reading end is open, writing into a pipe waits for a reader
+                os.close(reading)
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads of this process were not copied
             with os.fdopen(write, "wb") as pipe:
                 for place, lines in enumerate(self.read()):
