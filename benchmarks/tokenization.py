@@ -1,18 +1,20 @@
 """From a file of examples to ids and labels on disk, beside raw `encode_batch` and `datasets.map`, with the same ids.
 
 python benchmarks/tokenization.py: JSON lines, one closing line per claim, exit 1 when short. `--tokenizer FOLDER` takes
-another model's, `--tokens 500000` a shorter run. Ours reads JSON Lines, renders, tokenises, labels and writes the
+another model's, `--tokens 1000000` a shorter run. Ours reads JSON Lines, renders, tokenises, labels and writes the
 store; raw `tokenizers.Tokenizer.encode_batch` is given the rendered texts in memory and returns ids alone;
 `datasets.map` reads the same file, renders and labels with the usual function, and writes Arrow. Runs alternate, on all
-cores, each with a fresh tokenizer; the best setting of each peer is found first. Rows of about 450
-tokens (a system prompt, a question, a long answer) and of about 100; for short rows beside `encode_batch` the figure is
-an aim, as rendering alone takes a third of what tokenising does.
+cores, each with a fresh tokenizer; the best setting of each peer is found first. Three corpora: rows of about 760 tokens
+(a system prompt, a question, a long answer), of about 100, and rows whose answers have log-normal lengths like those of the training
+benchmark (workload.py). For the rows of 100 tokens beside `encode_batch`, which is given texts, the figure is an aim: reading and
+rendering such a row is a quarter of the work.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import random
 import statistics
@@ -37,7 +39,9 @@ from lorasmith.starter.location import starter_dataset, starter_model
 NAME = "tokenization"
 RAW_BAR, MAP_BAR = 0.95, 1.0
 SEED = 7
-ROW_CHARACTERS = {"long": 1300, "short": 0}  # of the answer, at least
+SHAPES = ("mixed", "long", "short")
+LONG_CHARACTERS = 1300  # of an answer, at least
+MIXED_CHARACTERS = (math.log(350), 0.7)  # of an answer, at least: a median of 100 tokens, log-normal
 RAW_BATCHES = (1024, 1 << 30)
 MAP_SETTINGS = ((1, 1000), (2, 1000), (2, 250))  # processes, rows at once
 IGNORED = -100
@@ -55,7 +59,8 @@ def write_corpus(path: Path, shape: str, tokens: int) -> None:
             number += 1
             first = chance.choice(source)
             answer = first.answer()
-            while len(answer) < ROW_CHARACTERS[shape]:
+            least = {"long": LONG_CHARACTERS, "mixed": chance.lognormvariate(*MIXED_CHARACTERS), "short": 0}[shape]
+            while len(answer) < least:
                 answer += "\n\n" + chance.choice(source).answer()
             system, question = first.prompt_messages()[:-1], first.prompt_messages()[-1].content
             messages = [  # no question or answer is there twice; system prompts are
@@ -183,13 +188,13 @@ def compare(shape: str, path: Path, model: Path, alternations: int) -> list[Bar]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="about so many in each corpus")
+    parser.add_argument("--tokens", type=int, default=4_000_000, help="about so many in each corpus")
     parser.add_argument("--alternations", type=int, default=3)
     parser.add_argument("--tokenizer", type=Path, default=starter_model(), help="model folder with a chat template")
     arguments = parser.parse_args()
     bars: list[Bar] = []
     with tempfile.TemporaryDirectory() as folder:
-        for shape in ROW_CHARACTERS:
+        for shape in SHAPES:
             path = Path(folder) / f"{shape}.jsonl"
             write_corpus(path, shape, arguments.tokens)
             bars += compare(shape, path, arguments.tokenizer, arguments.alternations)

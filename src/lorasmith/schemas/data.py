@@ -92,9 +92,14 @@ class Message(BaseModel):
     def is_trained(self) -> bool:
         return self.role == "assistant" and self.weight != 0
 
+    @property
+    def has_more_than_content(self) -> bool:
+        """Whether a chat template is given more of it than role and content."""
+        return self.tool_calls is not None or self.tool_call_id is not None or self.name is not None
+
     def for_template(self) -> dict[str, Any]:
         """What a chat template renders: the fields that are there, without the weight."""
-        if self.tool_calls is None and self.tool_call_id is None and self.name is None:
+        if not self.has_more_than_content:
             return {"role": self.role, "content": self.content}  # a tenth of the time, and nearly every message
         return self.model_dump(exclude_none=True, exclude={"weight"})
 

@@ -12,18 +12,18 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import RowChecks
 from lorasmith.engine.data.encoding import Encoder, WholeTexts, encode_texts, encoder_of
+from lorasmith.engine.data.template_forms import Conversation, forms_of
 from lorasmith.engine.data.template_limits import check_lengths, check_template, limits
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import CheckName, Example, Message
 
 Tools = list[dict[str, Any]]
-Conversation = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class RenderedExample:
         return sum(self.trained[1:])  # the first token has nothing before it
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """Text since the turn before, the answer with what ends it, all that a server sends before this answer, and
     whether the answer is trained."""
 
@@ -59,7 +58,7 @@ def render_text(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool, tools: Tools | None = None
 ) -> str:
     """The conversation as text; `prompt` ends it where the assistant's next turn begins. `tools` are those offered."""
-    return render_all(tokenizer, [[message.for_template() for message in messages]], prompt, tools)[0]
+    return render_all(tokenizer, [messages], prompt, tools)[0]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -75,8 +74,7 @@ def prompt_ids(
     return encode(tokenizer, render_text(tokenizer, messages, prompt=True, tools=tools))
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """An example as text. A plain text has no turns."""
 
     example: Example
@@ -162,7 +160,8 @@ def assemble_turns(draft: Draft, encoded: Iterator[list[int]], stop_ids: set[int
             checks.fail(
                 "prompt-differs-when-served", "the prompt has other token ids in training than when it is served"
             )
-        stop = min((answer.index(token) for token in stop_ids if token in answer), default=None)
+        stops = [answer.index(token) for token in stop_ids if token in answer]
+        stop = min(stops) if stops else None
         if stop is None and not turn.trained:
             stop = len(answer) - 1
         if stop is None:
@@ -187,9 +186,8 @@ def render_answers(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
     asked: list[tuple[int, Conversation, Conversation]] = []  # an example's index, and both conversations
     for index, example in enumerate(examples):
         messages = example.messages or []
-        values = [message.for_template() for message in messages]
         asked += [
-            (index, values[:place], values[: place + 1])
+            (index, messages[:place], messages[: place + 1])
             for place, message in enumerate(messages)
             if message.role == "assistant"
         ]
@@ -209,11 +207,18 @@ def render_all(
     templates = tokenizer.chat_template
     for template in templates.values() if isinstance(templates, dict) else [templates]:
         check_template(template)
-    with limits(len(conversations)):
-        rendered = tokenizer.apply_chat_template(
-            list(conversations), tools=[*tools] if tools else None, tokenize=False, add_generation_prompt=prompt
-        )
-    texts = cast(list[str], rendered)
+
+    def render(given: Sequence[Conversation]) -> list[str]:
+        values = [[message.for_template() for message in messages] for messages in given]
+        with limits(len(given)):
+            rendered = tokenizer.apply_chat_template(
+                values, tools=[*tools] if tools else None, tokenize=False, add_generation_prompt=prompt
+            )
+        return cast(list[str], rendered)
+
+    special_tokens = tuple((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    forms = None if tools or isinstance(templates, dict) else forms_of(templates, special_tokens, prompt)
+    texts = forms.render(conversations, render) if forms else render(conversations)
     check_lengths(texts, conversations, tools)
     return texts
 
@@ -271,7 +276,9 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[
     """A special token inside a message would end or fake a turn."""
     pattern = special_tokens_pattern(tokenizer)
     for message in messages:
-        said = message.content + "".join(call.model_dump_json() for call in message.tool_calls or ())
+        said = message.content
+        if message.tool_calls:
+            said += "".join(call.model_dump_json() for call in message.tool_calls)
         found = pattern.search(said) if pattern else None
         if found:
             checks.fail("special-token-in-message", f"the {message.role} message holds the special token {found[0]!r}")

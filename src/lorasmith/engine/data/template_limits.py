@@ -24,6 +24,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lorasmith.errors import InvalidModel
+from lorasmith.schemas.data import Message
 
 SECONDS = 10.0  # of the thread's own time, for a call; a whole chunk of rows takes well under one
 SECONDS_EACH = 0.05  # for each conversation; one takes 0.1 ms
@@ -70,10 +71,12 @@ def maps_round(node: nodes.Filter) -> bool:
     return not isinstance(name, nodes.Const) or name.value == "round"
 
 
-def check_lengths(texts: Sequence[str], conversations: Sequence[Any], tools: Any) -> None:
+def check_lengths(texts: Sequence[str], conversations: Sequence[Sequence[Message]], tools: Any) -> None:
     """Raise `InvalidModel` where a text is out of all proportion to its conversation."""
-    for text, conversation in zip(texts, conversations, strict=True):
-        if len(text) > LONGEST_TEXT and len(text) > 10 * len(json.dumps([conversation, tools])):
+    for text, messages in zip(texts, conversations, strict=True):
+        if len(text) > LONGEST_TEXT and len(text) > 10 * len(
+            json.dumps([[message.for_template() for message in messages], tools])
+        ):
             raise InvalidModel(f"the chat template makes {len(text):,} characters of one conversation", hint=WAY_OUT)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 import signal
 import struct
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +27,10 @@ from lorasmith.engine.reporting import Reporter
 CHUNK_ROWS = 256
 CHUNK_BYTES = 1 << 17  # of lines: small, so that the copies end at about the same time
 BYTES_BEFORE_COPIES = 1 << 20  # of lines; less than these take a fraction of a second
+COLLECT_AFTER = (
+    200_000  # objects more than before; of short rows a third of the time went into looking for cycles among few
+)
+PIPE_BYTES = 1 << 20  # of chunks that wait: a copy that is done earlier goes on meanwhile
 HEADER = struct.Struct("<QQQ")  # tokens, rows, where the next line begins
 
 
@@ -53,17 +59,20 @@ class Chunks:
         if processes == 1 or self.path.stat().st_size - self.offset < BYTES_BEFORE_COPIES:
             yield from map(self.make, self.read())
             return
+        size, place = self.path.stat().st_size, 0
         with self.copies(processes, report) as pipes:
-            for place, lines in enumerate(self.read()):
+            while self.offset < size:
                 pipe = pipes.get(place % processes)
                 chunk = received(pipe) if pipe else None
                 if chunk is None:
-                    chunk = self.make(lines)  # where it raises, what made the copy end
+                    chunk = self.make(next(self.read()))  # where it raises, what made the copy end
                     if pipes.pop(place % processes, None):
                         report("warning", text="a process that tokenizes was ended; its rows are tokenized without it")
+                self.rows, self.offset, place = self.rows + len(chunk.index), chunk.next_offset, place + 1
                 yield chunk
 
     def read(self) -> Iterator[Lines]:
+        """What is left, in chunks that do not depend on who makes them."""
         lines: list[bytes] = []
         offsets: list[int] = []
         number, offset = self.rows + 1, self.offset
@@ -96,8 +105,12 @@ class Chunks:
         """
         pipes: dict[int, BinaryIO] = {}
         with ExitStack() as stack:
+            gc.freeze()  # what was loaded before is not looked through in each copy, nor copied for it
+            stack.callback(gc.unfreeze)
             for number in range(count):
                 read, write = os.pipe()
+                with suppress(OSError):  # a user may have only so much memory in pipes
+                    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
                 pipe = stack.enter_context(os.fdopen(read, "rb"))
                 try:
                     child = os.fork()
@@ -117,6 +130,7 @@ class Chunks:
         try:
             for reading in others:  # while any copy of its reading end is open, writing into a pipe waits for a reader
                 os.close(reading)
+            gc.set_threshold(COLLECT_AFTER)
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads of this process were not copied
             with os.fdopen(write, "wb") as pipe:
                 for place, lines in enumerate(self.read()):

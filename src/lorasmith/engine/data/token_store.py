@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import zlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,8 +64,11 @@ def checks_of(packed: int) -> tuple[CheckName, ...]:
 
 def flat(rows: Sequence[RenderedExample]) -> NDArray[np.uint32]:
     """Ids (T,) of all rows, one after the other, with `TRAINED` on those that are trained."""
-    tokens = np.fromiter(chain.from_iterable(row.ids for row in rows), np.uint32)
-    tokens[np.fromiter(chain.from_iterable(row.trained for row in rows), bool)] |= np.uint32(TRAINED)
+    ids = array("I")
+    for row in rows:
+        ids.fromlist(row.ids)  # a quarter of the time of one pass over all of them in numpy
+    tokens = np.frombuffer(ids, np.uint32).copy()
+    tokens[np.frombuffer(b"".join([bytes(row.trained) for row in rows]), bool)] |= np.uint32(TRAINED)
     return tokens
 
 
