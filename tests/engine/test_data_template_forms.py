@@ -93,6 +93,15 @@ def test_what_has_no_form_is_rendered(starter: Path) -> None:
     assert counted(forms, rest, tokenizer) == len(rest)
 
 
+def test_contents_that_are_written_many_times_are_left_to_the_template_and_its_limits(starter: Path) -> None:
+    template = "{% for m in messages %}{% for i in range(9) %}{{ m.content }}{% endfor %}{% endfor %}"
+    tokenizer, _ = shaped_tokenizer(starter, SHAPES["chatml"])
+    tokenizer.chat_template = template
+    forms = forms_of(template, (), False)
+    assert forms is not None
+    assert counted(forms, [exchange("a", "b"), exchange("c", "d")], tokenizer) == 2 + 1  # and the form itself
+
+
 def test_forms_that_are_too_many_are_forgotten(starter: Path) -> None:
     tokenizer, _ = shaped_tokenizer(starter, SHAPES["chatml"])
     forms = forms_of(SHAPES["chatml"].template, (), False)

@@ -18,6 +18,9 @@ from lorasmith.schemas.data import Message, Role
 
 MOST_MESSAGES = 16  # in longer conversations few have one form, and rendering is a small part of the work
 MOST_FORMS = 1024
+TIMES_WRITTEN = (
+    2  # of each content; a template that writes them more often renders each conversation, within its limits
+)
 
 Conversation = Sequence[Message]
 Key = tuple[tuple[Role, bool], ...]  # of each message its role, and whether it has a content
@@ -43,7 +46,7 @@ class Forms:
     """Those that a template was given so far. What it does itself is `render`."""
 
     flow: Flow
-    known: dict[Key, Form] = field(default_factory=dict)
+    known: dict[Key, Form | None] = field(default_factory=dict)
 
     def render(self, conversations: Sequence[Conversation], render: Render) -> list[str]:
         """Each conversation as text. One of each call is rendered as well, and compared."""
@@ -54,7 +57,8 @@ class Forms:
             key = self.key(conversation)
             if key is not None and key not in self.known:
                 self.known[key] = form_of(key, render)
-            texts.append(None if key is None else self.known[key].text(conversation))
+            form = None if key is None else self.known[key]
+            texts.append(form.text(conversation) if form else None)
         compared = next((place for place, text in enumerate(texts) if text is not None), None)
         rest = [place for place, text in enumerate(texts) if text is None or place == compared]
         rendered = dict(zip(rest, render([conversations[place] for place in rest]), strict=True))
@@ -75,7 +79,7 @@ class Forms:
         return tuple(parts)
 
 
-def form_of(key: Key, render: Render) -> Form:
+def form_of(key: Key, render: Render) -> Form | None:
     mark = secrets.token_hex(16)  # of its own, as no template can know it
     conversation = [
         Message(role=role, content=f"{mark}:{place};" if filled else "") for place, (role, filled) in enumerate(key)
@@ -86,7 +90,7 @@ def form_of(key: Key, render: Render) -> Form:
             places.append(int(part))
         else:
             words.append(part)
-    return Form(words, places)
+    return Form(words, places) if len(places) <= TIMES_WRITTEN * len(key) else None
 
 
 @lru_cache(maxsize=8)
