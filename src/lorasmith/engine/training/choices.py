@@ -111,7 +111,7 @@ def choose_training_device(choices: Choices, settings: TrainingSettings) -> Devi
 
 
 def choose_base(
-    choices: Choices, spec: TrainingSpec, precision: Precision, folder: Path, device: Device
+    choices: Choices, spec: TrainingSpec, precision: Precision, folder: Path, device: Device = "cpu"
 ) -> Quantization | None:
     """How the base is held: as the spec asks; in the 16 bits of its file where that loses nothing and memory is short."""
     settings = spec.training
