@@ -22,12 +22,14 @@ from lorasmith.engine.models.packing import PackedRows, pack
 
 GPU = torch.device("meta")
 READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
+INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
 TABLES = (table, pair_table, dynamic_table)
 
 
 class FakeGpu(FakeTensorMode):
     """An operation on tensors of two devices raises, as on a real one, and so does one whose shape depends on values.
 
+    So do indices that are on the CPU, which a real one lets pass and copies each time.
     A number that is read from a tensor is 1; `reads` counts those of the GPU, which has to be waited for.
     """
 
@@ -39,6 +41,10 @@ class FakeGpu(FakeTensorMode):
         if func in READS:
             self.reads += args[0].device == GPU
             return 1.0 if args[0].is_floating_point() else 1
+        if func.overloadpacket in INDEXING:
+            for index in args[1]:
+                if index is not None and index.device != args[0].device:
+                    raise RuntimeError(f"indices on {index.device} into a tensor on {args[0].device}")
         return super().dispatch(func, types, args, kwargs or {})
 
 
