@@ -6,7 +6,7 @@ the GPU here, on which a step has nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from lorasmith.engine.lora.quantized import dynamic_table, pair_table, table
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
-from lorasmith.engine.models.packing import PackedRows, pack
+from lorasmith.engine.models.packing import pack
+from lorasmith.engine.training.batches import pad_batch
 
 GPU = torch.device("meta")
 READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
@@ -33,8 +34,10 @@ class FakeGpu(FakeTensorMode):
     A number that is read from a tensor is 1; `reads` counts those of the GPU, which has to be waited for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, masked: int | None = None) -> None:
+        """`masked`: so many elements are where a mask is true, instead of an error."""
         super().__init__(allow_non_fake_inputs=True)
+        self.masked = masked
         self.reads = 0
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -45,19 +48,27 @@ class FakeGpu(FakeTensorMode):
             for index in args[1]:
                 if index is not None and index.device != args[0].device:
                     raise RuntimeError(f"indices on {index.device} into a tensor on {args[0].device}")
+            args = (args[0], [place for index in args[1] for place in self.places(index)], *args[2:])
         return super().dispatch(func, types, args, kwargs or {})
+
+    def places(self, index: Any) -> list[Any]:
+        if self.masked is None or index is None or index.dtype != torch.bool:
+            return [index]
+        return [torch.zeros(self.masked, dtype=torch.long, device=index.device) for _ in range(index.ndim)]
 
 
 @contextmanager
-def fake_gpu() -> Iterator[FakeGpu]:
+def fake_gpu(masked: int | None = None) -> Iterator[FakeGpu]:
     for cached in TABLES:
         cached.cache_clear()
     try:
         with (
             patch("lorasmith.engine.models.families.device_of", lambda tensor: tensor.device),
-            patch("lorasmith.engine.training.computation.pack", packed_on_the_cpu),
+            patch("lorasmith.engine.training.computation.device_of", lambda tensor: tensor.device),
+            patch("lorasmith.engine.training.computation.pack", on_the_cpu(pack)),
+            patch("lorasmith.engine.training.computation.pad_batch", on_the_cpu(pad_batch)),
             patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: [GPU.type]),
-            FakeGpu() as mode,
+            FakeGpu(masked) as mode,
         ):
             yield mode
     finally:
@@ -65,10 +76,14 @@ def fake_gpu() -> Iterator[FakeGpu]:
             cached.cache_clear()  # of tables without data
 
 
-def packed_on_the_cpu(*rows: Any, **settings: Any) -> PackedRows:
+def on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """With data: which tokens are labelled decides shapes."""
-    with unset_fake_temporarily():
-        return pack(*rows, **settings)
+
+    def run(*given: Any, **settings: Any) -> Any:
+        with unset_fake_temporarily():
+            return function(*given, **settings)
+
+    return run
 
 
 def move_to_gpu(model: torch.nn.Module) -> None:

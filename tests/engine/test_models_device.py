@@ -6,6 +6,7 @@ Numbers need a real one: the tests at the end run where torch has CUDA, and are 
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from lorasmith.engine.reporting import SilentReporter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, trainable
 from lorasmith.engine.training.choices import Choices
-from lorasmith.engine.training.computation import PackedComputation
+from lorasmith.engine.training.computation import PackedComputation, PeftComputation
 from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.loop import TrainingRun, optimizer_step
+from lorasmith.engine.training.loss import CompletionLoss
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.schemas.training import TrainingSettings
 from tests.engine.decoder_cases import FAMILIES, adapted, adapter_gradients, random_rows, tiny_base, worst_difference
@@ -103,6 +105,20 @@ def test_layers_computed_again_stay_on_the_gpu(tmp_path: Path) -> None:
     with fake_gpu():
         move_to_gpu(model)
         one_step(model, tmp_path, recompute=True)
+
+
+def test_a_step_through_peft_stays_on_the_gpu_and_waits_for_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which the device that stands for it lacks
+    monkeypatch.setattr(torch, "allclose", lambda *_, **__: True)  # of values
+    model, rows = adapted(tiny_base("olmo2"), dropout=0.1), random_rows(LENGTHS)
+    with fake_gpu(masked=5) as gpu:
+        move_to_gpu(model)
+        loss = CompletionLoss(model.get_base_model(), 97)
+        computation = PeftComputation(model, loss, seed=0, pad_id=0, precision="fp32", batch_rows=2)
+        computation.gradients([0, 1], rows, scale=0.1, step=0)
+        assert gpu.reads == 1
+        computation.loss([0, 2], rows)
+        assert {gradient.device for gradient in adapter_gradients(model).values()} == {GPU}
 
 
 def test_a_tensor_that_is_left_on_the_cpu_is_found() -> None:

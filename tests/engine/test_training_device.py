@@ -152,12 +152,18 @@ def test_memory_that_runs_out_on_a_gpu_is_seen() -> None:
 
 @needs_gpu
 @pytest.mark.parametrize(
-    "settings", [{}, {"quantization": "nf4"}, {"lora": {"use_dora": True}}], ids=["lora", "nf4", "peft"]
+    ("change", "settings"),
+    [({}, {}), ({}, {"quantization": "nf4"}), ({"use_dora": True}, {})],
+    ids=["lora", "nf4", "through peft"],
 )
 def test_a_run_on_a_gpu_learns_what_it_learns_on_the_cpu_and_goes_on(
-    qwen2_folder: Path, training_job: Job, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    qwen2_folder: Path,
+    training_job: Job,
+    change: dict[str, Any],
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all", **settings.pop("lora", {})}
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all", **change}
     losses = []
     for device in ("cpu", "cuda"):
         result = run_engine(training_job(qwen2_folder, device, lora=lora, device=device, **settings))
