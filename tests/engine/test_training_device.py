@@ -77,7 +77,7 @@ def test_a_gpu_takes_bf16_where_it_multiplies_it_and_never_packed_weights(monkey
 
 
 def test_the_device_is_written_down_and_reported(no_gpu: None, qwen2_folder: Path, training_job: Job) -> None:
-    folder = training_job(qwen2_folder, max_steps=1)
+    folder = training_job(qwen2_folder, device="auto", max_steps=1)
     result = run_engine(folder)
     assert (result["device"], result["gpu_peak_memory_bytes"]) == ("cpu", None)
     assert json.loads((folder / "machine.json").read_text(encoding="utf-8"))["device"] == "cpu"
@@ -87,7 +87,7 @@ def test_the_device_is_written_down_and_reported(no_gpu: None, qwen2_folder: Pat
 def test_a_run_that_began_on_a_gpu_goes_on_without_it_only_when_told(
     no_gpu: None, qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = training_job(qwen2_folder)
+    folder = training_job(qwen2_folder, device="auto")
     with monkeypatch.context() as patched, pytest.raises(Exception, match="stopped after step 5"):
         stop_at_step(5, patched)
         run_engine(folder)
@@ -115,7 +115,7 @@ def test_a_run_that_began_on_a_gpu_goes_on_without_it_only_when_told(
 def test_a_run_that_began_before_there_was_a_choice_stays_on_the_cpu(
     qwen2_folder: Path, training_job: Job, a_gpu: None
 ) -> None:
-    folder = training_job(qwen2_folder, max_steps=1)
+    folder = training_job(qwen2_folder, device="auto", max_steps=1)
     (folder / "machine.json").write_text(json.dumps({"precision": "fp32"}), encoding="utf-8")
     assert run_engine(folder)["device"] == "cpu"
 
