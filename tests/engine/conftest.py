@@ -67,6 +67,7 @@ def training_job(tmp_path: Path) -> Callable[..., Path]:
             "batch_size": 4,
             "gradient_accumulation_steps": 1,
             "num_epochs": 2,
+            "device": "cpu",
             "precision": "fp32",
             "memory": "lean",  # two jobs that measure may choose differently
             "log_every": 1,

@@ -42,6 +42,15 @@ def test_four_bits_are_those_of_bitsandbytes(bnb: Any, kind: Any, shape: tuple[i
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_bitsandbytes_reads_our_codes_as_a_gpu_gives_them_to_it(bnb: Any, dtype: torch.dtype) -> None:
+    stored = quantize(random_weight((192, 320)), Quantization("nf4"))
+    assert isinstance(stored, Blocks)
+    state = bnb.QuantState(stored.magnitudes.read(), (192, 320), blocksize=64, quant_type="nf4", dtype=dtype)
+    theirs = bnb.dequantize_4bit(stored.codes[:, None], state)
+    assert torch.equal(theirs, stored.dequantize(torch.empty(192, 320, dtype=dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_what_bitsandbytes_quantised_twice_is_read_bit_for_bit(bnb: Any, kind: Any, dtype: torch.dtype) -> None:
     weight = random_weight((192, 320), dtype)

@@ -144,3 +144,7 @@ def test_a_run_that_was_asked_to_stop_is_not_started_again(workbench: Workbench,
         train(workbench, killed, watch)
     assert not isinstance(failure.value, Killed)
     assert watch.kills == 1
+
+
+def test_a_run_that_asks_for_a_gpu_waits_for_it_and_not_for_cores(job: Asks) -> None:
+    assert (job("asks", device="cuda").lane, job("takes-what-is-there").lane) == ("cuda", "cpu")

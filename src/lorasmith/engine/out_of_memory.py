@@ -4,6 +4,7 @@ from __future__ import annotations
 
 PHRASES = (
     "out of memory",  # CUDA
+    "cublas_status_alloc_failed",  # its products, which ask for memory of their own
     "can't allocate memory",  # torch on a CPU
     "cannot allocate memory",  # the system, for a mapping
     "bad_alloc",

@@ -42,7 +42,7 @@ class MemoryReading:
 
 
 class MemoryOptimizer:
-    """Keep a run within `target_gpu_memory_gb` (1e9 bytes) of the device that computes it, which is the CPU here.
+    """Keep a run within `target_gpu_memory_gb` (1e9 bytes) of the device that computes it. Suggestions are for runs on a CPU.
 
     `model` and `data`, and settings as `lorasmith train --set` takes them, name the run that suggestions are for.
     """

@@ -12,6 +12,7 @@ from lorasmith.schemas.data import CheckName, TooLong
 TargetRole = Literal["attention", "mlp", "all"]
 InitialWeights = Literal["default", "gaussian", "orthogonal", "pissa", "olora", "loftq"]
 QuantizationName = Literal["none", "nf4", "fp4", "int8"]
+DeviceSetting = Literal["auto", "cpu", "cuda"]
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "lion", "muon"]
 BITSANDBYTES_OPTIMIZERS: tuple[OptimizerName, ...] = ("adamw_8bit", "lion")
 SEED_OPTIMIZERS = {
@@ -39,6 +40,8 @@ SAID_OTHERWISE = {
     "bnb_4bit_use_double_quant": "training.double_quantization=true or false",
     "qlora": "training.quantization=nf4",
     "loftq_config": "lora.init=loftq and lora.loftq_iterations",
+    "use_cpu": "training.device=cpu",
+    "no_cuda": "training.device=cpu",
 }
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -160,8 +163,12 @@ class TrainingSettings(BaseModel):
         "cut the ends of its longest messages (right, or cut), or make several rows of it (split).",
     )
     allow: list[CheckName] = Field([], description="Checks of the rows that are overridden, by name.")
+    device: DeviceSetting = Field(
+        "auto",
+        description="Where steps are computed. auto: on a GPU where torch reaches one through CUDA and processes is 1, else on the CPU.",
+    )
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="auto: bf16 where the CPU multiplies it natively."
+        "auto", description="auto: bf16 where the CPU or GPU multiplies it natively."
     )
     quantization: QuantizationName = Field(
         "none",
@@ -177,10 +184,11 @@ class TrainingSettings(BaseModel):
     )
     memory: Literal["auto", "fast", "lean"] = Field(
         "auto",
-        description="fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file, and attention computed again; auto: fast where it is faster and fits, lean where memory is short.",
+        description="fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file, and attention computed again; auto: fast where it is faster and fits, lean where memory is short. A GPU takes lean.",
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="Compile the element-wise parts; auto: in a long run where there is a C++ compiler."
+        "auto",
+        description="Compile the element-wise parts; auto: in a long run where there is a C++ compiler, on a GPU triton.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute each layer again in the backward pass: a third slower, memory of one layer."
@@ -198,7 +206,7 @@ class TrainingSettings(BaseModel):
     processes: int = Field(
         1,
         ge=1,
-        description="Processes on this machine that take each optimizer step together, each with its share of rows and cores.",
+        description="Processes on this machine that take each optimizer step together, each with its share of rows and of the CPU's cores.",
         validation_alias=AliasChoices("processes", "num_processes"),
     )
     seed: int = Field(0, ge=0, description="Decides first weights, order of rows and dropout.")
@@ -253,11 +261,23 @@ class TrainingSettings(BaseModel):
 
     @field_validator("memory")
     @classmethod
-    def one_copy_of_a_quantised_base(cls, memory: str, info: ValidationInfo) -> str:
+    def a_second_copy_where_it_serves(cls, memory: str, info: ValidationInfo) -> str:
         """Runs only where memory was given."""
         if memory == "fast" and info.data.get("quantization", "none") != "none":
             raise ValueError("fast keeps the full weights twice, and quantization is there to not have them; take lean")
+        if memory == "fast" and info.data.get("device") == "cuda":
+            raise ValueError("fast is a layout for the products of a CPU, and device is cuda; take lean")
         return memory
+
+    @field_validator("processes")
+    @classmethod
+    def several_processes_on_a_cpu(cls, processes: int, info: ValidationInfo) -> int:
+        """Runs only where processes was given."""
+        if processes > 1 and info.data.get("device") == "cuda":
+            raise ValueError(
+                f"{processes} processes share the cores of a CPU, and device is cuda; take 1, or device=cpu"
+            )
+        return processes
 
     @field_validator("warmup_steps")
     @classmethod
@@ -339,6 +359,8 @@ class TrainingResult(BaseModel):
     trainable_parameters: int
     total_parameters: int
     peak_memory_bytes: int = Field(description="Of the process that writes the adapter.")
+    device: str = Field("cpu", description="What computed the steps: `cpu`, or the GPU's name.")
+    gpu_peak_memory_bytes: int | None = Field(None, description="The most that tensors took on the GPU.")
     precision: Literal["bf16", "fp32"]
     threads: int
     rows: dict[str, int] = Field(description="Rows trained, cut and dropped.")

@@ -142,6 +142,8 @@ def start_training(
             tokens_folder=str(tokens_folder(workbench, dataset.id)),
             adapter_name=name,
         )
+        if spec.training.device == "cuda":
+            facts.setdefault("device", "cuda")  # it waits for the GPU and not for cores
         return create_job(workbench, JobKind.TRAINING, name, spec.model_dump(), inputs.model_dump(), **facts)
 
 

@@ -3453,8 +3453,15 @@ export interface components {
              */
             allow?: ("stop-token-not-trained" | "no-trained-token" | "prompt-differs-when-served" | "special-token-in-message" | "template-rewrites-history")[];
             /**
+             * Device
+             * @description Where steps are computed. auto: on a GPU where torch reaches one through CUDA and processes is 1, else on the CPU.
+             * @default auto
+             * @enum {string}
+             */
+            device?: "auto" | "cpu" | "cuda";
+            /**
              * Precision
-             * @description auto: bf16 where the CPU multiplies it natively.
+             * @description auto: bf16 where the CPU or GPU multiplies it natively.
              * @default auto
              * @enum {string}
              */
@@ -3474,14 +3481,14 @@ export interface components {
             double_quantization?: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file, and attention computed again; auto: fast where it is faster and fits, lean where memory is short.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file, and attention computed again; auto: fast where it is faster and fits, lean where memory is short. A GPU takes lean.
              * @default auto
              * @enum {string}
              */
             memory?: "auto" | "fast" | "lean";
             /**
              * Compile
-             * @description Compile the element-wise parts; auto: in a long run where there is a C++ compiler.
+             * @description Compile the element-wise parts; auto: in a long run where there is a C++ compiler, on a GPU triton.
              * @default auto
              * @enum {string}
              */
@@ -3506,7 +3513,7 @@ export interface components {
             micro_batch_tokens?: number;
             /**
              * Processes
-             * @description Processes on this machine that take each optimizer step together, each with its share of rows and cores.
+             * @description Processes on this machine that take each optimizer step together, each with its share of rows and of the CPU's cores.
              * @default 1
              */
             processes?: number;
@@ -3664,8 +3671,15 @@ export interface components {
              */
             allow: ("stop-token-not-trained" | "no-trained-token" | "prompt-differs-when-served" | "special-token-in-message" | "template-rewrites-history")[];
             /**
+             * Device
+             * @description Where steps are computed. auto: on a GPU where torch reaches one through CUDA and processes is 1, else on the CPU.
+             * @default auto
+             * @enum {string}
+             */
+            device: "auto" | "cpu" | "cuda";
+            /**
              * Precision
-             * @description auto: bf16 where the CPU multiplies it natively.
+             * @description auto: bf16 where the CPU or GPU multiplies it natively.
              * @default auto
              * @enum {string}
              */
@@ -3685,14 +3699,14 @@ export interface components {
             double_quantization: boolean;
             /**
              * Memory
-             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file, and attention computed again; auto: fast where it is faster and fits, lean where memory is short.
+             * @description fast: frozen weights in two layouts, faster at twice their memory; lean: as they are in the file, and attention computed again; auto: fast where it is faster and fits, lean where memory is short. A GPU takes lean.
              * @default auto
              * @enum {string}
              */
             memory: "auto" | "fast" | "lean";
             /**
              * Compile
-             * @description Compile the element-wise parts; auto: in a long run where there is a C++ compiler.
+             * @description Compile the element-wise parts; auto: in a long run where there is a C++ compiler, on a GPU triton.
              * @default auto
              * @enum {string}
              */
@@ -3717,7 +3731,7 @@ export interface components {
             micro_batch_tokens: number;
             /**
              * Processes
-             * @description Processes on this machine that take each optimizer step together, each with its share of rows and cores.
+             * @description Processes on this machine that take each optimizer step together, each with its share of rows and of the CPU's cores.
              * @default 1
              */
             processes: number;

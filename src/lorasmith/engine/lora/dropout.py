@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorasmith.engine.models.device import CPU
+
 
 class Dropout(Protocol):
     def dropped(self, width: int, share: float) -> Tensor:
@@ -25,10 +27,13 @@ class Dropout(Protocol):
 class RowDropout:
     """One stream of random numbers per row; each layer of a forward pass takes its masks from them in turn."""
 
-    def __init__(self, seed: int, step: int, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        """`rows` name the packed rows, `lengths` are their tokens."""
+    def __init__(
+        self, seed: int, step: int, rows: Sequence[int], lengths: Sequence[int], device: torch.device = CPU
+    ) -> None:
+        """`rows` name the packed rows, `lengths` are their tokens. Masks are drawn on the CPU, the same for each device."""
         self.streams = [np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, step, row)))) for row in rows]
         self.lengths = lengths
+        self.device = device
 
     def of(self, lengths: Sequence[int]) -> Dropout:
         part = copy(self)  # of the object: the streams are one
@@ -40,7 +45,7 @@ class RowDropout:
         for stream, length in zip(self.streams, self.lengths, strict=True):
             found.append(bernoulli_positions(stream, length * width, share) + start)
             start += length * width
-        return torch.from_numpy(np.concatenate(found))
+        return torch.from_numpy(np.concatenate(found)).to(self.device)
 
 
 class RecordedDropout:

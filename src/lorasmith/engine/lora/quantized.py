@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorasmith.engine.models.device import CPU
+from lorasmith.engine.optional_imports import bitsandbytes_dequantize
 from lorasmith.schemas.training import QuantizationName
 
 FourBit = Literal["nf4", "fp4"]
 Kind = Literal["nf4", "fp4", "int8", "stored"]
 BLOCK, MAGNITUDE_BLOCK = 64, 256
 CHUNK = 1 << 18  # bytes of codes at once: their indices and values stay in the cache of a core
+GPU_CHUNK = 1 << 23  # what is needed beside them stays below 100 MB
 AT_ONCE = 1 << 18  # elements that are quantised at once, a multiple of BLOCK: bounds what it takes on top
 TINY = 1e-38  # instead of the largest magnitude of a block of zeros
 
@@ -68,7 +71,7 @@ class QuantizedWeight(Protocol):
     def nbytes(self) -> int: ...
 
     def dequantize(self, out: Tensor) -> Tensor:
-        """Write W into `out` (out, in), contiguous; computed in fp32, rounded once."""
+        """Write W into `out` (out, in), contiguous and on the weight's device; computed in fp32, rounded once."""
         ...
 
 
@@ -93,7 +96,7 @@ class Magnitudes:
         """(blocks,) in fp32."""
         if self.scales is None or self.mean is None:
             return self.values
-        coarse = dynamic_table()[self.values.int()]
+        coarse = dynamic_table(self.values.device)[self.values.int()]
         scales = self.scales.repeat_interleave(MAGNITUDE_BLOCK)[: len(coarse)]
         return coarse.mul_(scales).add_(self.mean)
 
@@ -112,15 +115,20 @@ class Blocks:
     magnitudes: Magnitudes
 
     def dequantize(self, out: Tensor) -> Tensor:
-        elements = prod(self.shape)
+        elements, device = prod(self.shape), self.codes.device
         whole = elements % BLOCK == 0
+        # bitsandbytes' kernel for a CPU changes weights behind our back, and is not asked.
+        if whole and device.type != "cpu" and (kernel := bitsandbytes_dequantize()):
+            kernel(self.codes[:, None], absmax=self.magnitudes.read(), out=out, blocksize=BLOCK, quant_type=self.kind)
+            return out
         flat = out.view(-1) if whole else out.new_empty(2 * len(self.codes))
-        magnitudes, pairs = self.magnitudes.read(), pair_table(self.kind)
-        indices = torch.empty(min(CHUNK, len(self.codes)), dtype=torch.int32)
+        magnitudes, pairs = self.magnitudes.read(), pair_table(self.kind, device)
+        chunk = CHUNK if device.type == "cpu" else GPU_CHUNK
+        indices = torch.empty(min(chunk, len(self.codes)), dtype=torch.int32, device=device)
         in_place = flat.dtype == torch.float32
-        room = None if in_place else torch.empty(2 * len(indices))
-        for start in range(0, len(self.codes), CHUNK):
-            codes = self.codes[start : start + CHUNK]
+        room = None if in_place else torch.empty(2 * len(indices), device=device)
+        for start in range(0, len(self.codes), chunk):
+            codes = self.codes[start : start + chunk]
             index = indices[: len(codes)].copy_(codes)
             target = flat[2 * start : 2 * (start + len(codes))]
             values = target if room is None else room[: len(target)]
@@ -179,8 +187,9 @@ class AsStored:
 
 
 def quantize_rows(weight: Tensor) -> Rows:
-    codes = torch.empty(weight.shape, dtype=torch.int8)  # before what is freed again, which leaves no holes then
-    scales = torch.empty(len(weight), 1)
+    device = weight.device
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=device)  # before what is freed again: no holes then
+    scales = torch.empty(len(weight), 1, device=device)
     rows = max(1, AT_ONCE // weight.shape[1])
     for part, code, scale in zip(weight.split(rows), codes.split(rows), scales.split(rows), strict=True):
         part = part.float()
@@ -193,18 +202,19 @@ def quantize_rows(weight: Tensor) -> Rows:
 def quantize_blocks(weight: Tensor, kind: FourBit, *, double: bool) -> Blocks:
     flat = weight.reshape(-1)
     blocks = -(-len(flat) // BLOCK)
-    codes, largest = torch.empty(blocks * BLOCK // 2, dtype=torch.uint8), torch.empty(blocks)
+    codes = torch.empty(blocks * BLOCK // 2, dtype=torch.uint8, device=weight.device)
+    largest = torch.empty(blocks, device=weight.device)
     parts = zip(flat.split(AT_ONCE), codes.split(AT_ONCE // 2), largest.split(AT_ONCE // BLOCK), strict=True)
     for part, pairs, magnitude in parts:
-        code = to_codes(part.float(), table(kind), BLOCK, magnitude)
+        code = to_codes(part.float(), table(kind, weight.device), BLOCK, magnitude)
         torch.bitwise_or(code[::2] << 4, code[1::2], out=pairs)
     magnitudes = quantize_magnitudes(largest) if double else Magnitudes(largest)
     return Blocks((weight.shape[0], weight.shape[1]), kind, codes, magnitudes)
 
 
 def quantize_magnitudes(values: Tensor) -> Magnitudes:
-    mean, scales = values.mean(), torch.empty(-(-len(values) // MAGNITUDE_BLOCK))
-    codes = to_codes(values - mean, dynamic_table(), MAGNITUDE_BLOCK, scales)
+    mean, scales = values.mean(), torch.empty(-(-len(values) // MAGNITUDE_BLOCK), device=values.device)
+    codes = to_codes(values - mean, dynamic_table(values.device), MAGNITUDE_BLOCK, scales)
     return Magnitudes(codes[: len(values)].clone(), scales, mean)
 
 
@@ -224,21 +234,21 @@ def to_codes(values: Tensor, entries: Tensor, block: int, largest: Tensor) -> Te
 
 
 @cache
-def table(kind: FourBit) -> Tensor:
+def table(kind: FourBit, device: torch.device = CPU) -> Tensor:
     """The value of each of the 16 codes."""
-    return torch.tensor(NF4 if kind == "nf4" else FP4)
+    return torch.tensor(NF4 if kind == "nf4" else FP4, device=device)
 
 
 @cache
-def pair_table(kind: FourBit) -> Tensor:
+def pair_table(kind: FourBit, device: torch.device = CPU) -> Tensor:
     """The two fp32 values of each byte, as one 64-bit element (256,): one look-up for both."""
-    byte = torch.arange(256)
-    values = table(kind)
+    byte = torch.arange(256, device=device)
+    values = table(kind, device)
     return torch.stack([values[byte >> 4], values[byte & 15]], 1).contiguous().view(torch.int64).view(-1)
 
 
 @cache
-def dynamic_table() -> Tensor:
+def dynamic_table(device: torch.device = CPU) -> Tensor:
     """bitsandbytes' signed 8-bit map (256,), ascending: decades from 1e-6 to 1, each with twice the steps of the one below.
 
     https://arxiv.org/abs/2110.02861, section 2.1.
@@ -247,4 +257,4 @@ def dynamic_table() -> Tensor:
     for decade in range(7):
         edges = torch.linspace(0.1, 1, 2**decade + 1)
         positive += (10 ** (decade - 6) * (edges[:-1] + edges[1:]) / 2.0).tolist()
-    return torch.tensor(sorted([*positive, *(-value for value in positive), 0.0, 1.0]))
+    return torch.tensor(sorted([*positive, *(-value for value in positive), 0.0, 1.0]), device=device)

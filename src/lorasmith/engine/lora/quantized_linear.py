@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorasmith.engine.lora.quantized import Quantization, QuantizedWeight, quantize
+from lorasmith.engine.models.device import device_of
 
 
 class QuantizedLinear(nn.Linear):
@@ -17,7 +18,7 @@ class QuantizedLinear(nn.Linear):
 
     `weight` has no elements, so that whatever would change it, such as a merge, fails instead of changing a copy.
     `read_full` gets the weight (out, in) as it is on disk: some first weights of an adapter are made from it. `stored` is
-    what it comes to, where that is known already.
+    what it comes to, where that is known already; it stays on its device, whatever `to` moves.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class QuantizedLinear(nn.Linear):
 
     def dequantized(self) -> Tensor:
         """W (out, in), a new tensor in the compute dtype."""
-        return self.stored.dequantize(torch.empty(self.stored.shape, dtype=self.weight.dtype))
+        out = torch.empty(self.stored.shape, dtype=self.weight.dtype, device=device_of(self.weight))
+        return self.stored.dequantize(out)
 
     def forward(self, x: Tensor) -> Tensor:
         product: Tensor = DequantizedProduct.apply(x, self)  # type: ignore[no-untyped-call]

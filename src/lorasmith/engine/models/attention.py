@@ -7,6 +7,7 @@ memory grows with the length and not with its square. Queries that share a key h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -50,12 +51,12 @@ class Block:
         return heads.key_heads * (self.last - self.first) * heads.group * (self.last - self.seen)
 
 
-def blocks(segment: Segment, window: int | None) -> list[Block]:
+def blocks(segment: Segment, window: int | None, queries: int = BLOCK) -> list[Block]:
     """Every block of a segment, in order; positions are those of its row."""
     end = segment.offset + segment.length
     return [
         Block(first, last, max(0, first - window + 1) if window else 0)
-        for first, last in pairwise([*range(segment.offset, end, BLOCK), end])
+        for first, last in pairwise([*range(segment.offset, end, queries), end])
     ]
 
 
@@ -145,12 +146,18 @@ def probabilities(q: Tensor, keys: Tensor, block: Block, heads: Heads, out: Tens
     scores = out.view(heads.key_heads, count, heads.group, width)
     if heads.window is None or block.last <= heads.window:
         # Only the square on the diagonal holds keys behind a query.
-        mask = torch.full((count, count), -torch.inf, dtype=out.dtype).triu_(1)
+        mask = torch.full((count, count), -torch.inf, dtype=out.dtype, device=out.device).triu_(1)
         scores[..., width - count :].add_(mask[:, None])
     else:
-        query, key = torch.arange(block.first, block.last)[:, None], torch.arange(block.seen, block.last)
-        scores.masked_fill_(((key > query) | (key <= query - heads.window))[:, None], -torch.inf)
+        scores.masked_fill_(~visible(block, heads.window, out.device)[:, None], -torch.inf)
     return torch.ops.aten._softmax.out(out, -1, False, out=out)  # type: ignore[no-any-return]
+
+
+def visible(block: Block, window: int | None, device: torch.device) -> Tensor:
+    """Which keys (queries, keys) each query of a block looks at: none behind it, and of a window the last ones."""
+    query = torch.arange(block.first, block.last, device=device)[:, None]
+    key = torch.arange(block.seen, block.last, device=device)
+    return (key <= query) if window is None else (key <= query) & (key > query - window)
 
 
 def queries_of(segment: Segment, block: Block) -> slice:
@@ -181,3 +188,15 @@ def scatter(gradient: Tensor, x: Tensor, segment: Segment) -> None:
     for part in (*segment.before, segment.own) if segment.before else ():
         x[:, part] += gradient[:, position : position + part.stop - part.start]
         position += part.stop - part.start
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How attention is computed, as a layer calls it: what it keeps for the gradient, forward and backward."""
+
+    kept_size: Callable[[list[Segment], Heads, int], int] = kept_size
+    attend: Callable[..., None] = attend
+    attend_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = attend_backward
+
+
+BY_BLOCKS = Attention()

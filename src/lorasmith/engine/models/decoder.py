@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lorasmith.engine.lora.dropout import Dropout, RecordedDropout
-from lorasmith.engine.models.attention import KEPT_TOKENS
+from lorasmith.engine.models.attention import BY_BLOCKS, KEPT_TOKENS, Attention
 from lorasmith.engine.models.elementwise import EAGER, Elementwise, rms_norm, rms_norm_backward, wide
 from lorasmith.engine.models.families import Decoder, Layer
+from lorasmith.engine.models.fused_attention import FUSED
 from lorasmith.engine.models.head import cross_entropy, cross_entropy_with_gradient
 from lorasmith.engine.models.layer import LayerSaved, Pass, layer_backward, layer_forward
 from lorasmith.engine.models.packing import PackedRows, Segment
@@ -22,7 +23,7 @@ SPARE = "spare"  # one set of buffers for every layer whose tensors nobody reads
 
 
 class PackedDecoder:
-    """Loss and adapter gradients of packed rows.
+    """Loss and adapter gradients of packed rows, on the device of the weights.
 
     With `recompute` a layer keeps only its input and is computed again in the backward pass: a third more products, and
     the memory of one layer instead of all (gradient checkpointing, https://arxiv.org/abs/1604.06174). A `lean` one keeps
@@ -30,21 +31,31 @@ class PackedDecoder:
     """
 
     def __init__(
-        self, decoder: Decoder, *, recompute: bool = False, lean: bool = False, elementwise: Elementwise = EAGER
+        self,
+        decoder: Decoder,
+        *,
+        recompute: bool = False,
+        lean: bool = False,
+        elementwise: Elementwise = EAGER,
+        attention: Attention | None = None,
     ) -> None:
+        """`attention` is otherwise what suits the device."""
         self.decoder = decoder
+        self.device = decoder.device
+        self.attention = attention or (BY_BLOCKS if self.device.type == "cpu" else FUSED)
         self.kept_tokens = 0 if lean else KEPT_TOKENS
         self.recompute = recompute
         self.elementwise = elementwise
-        self.workspace = Workspace(decoder.dtype)
+        self.workspace = Workspace(decoder.dtype, self.device)
         self.lowest = next((number for number, layer in enumerate(decoder.layers) if layer.trained), 0)
 
     @torch.no_grad()
     def loss(self, rows: PackedRows) -> float:
         """Sum of the loss in nats over the trained tokens."""
+        rows = rows.to(self.device)
         last = self.forward(self.prefix(rows), self.state(rows, None), rows.chosen, None)
         hidden = self.normalised(last[rows.labelled_among_chosen])[0]
-        return cross_entropy(hidden, rows.targets, self.decoder.head, self.workspace)
+        return cross_entropy(hidden, rows.targets, self.decoder.head, self.workspace).item()
 
     @torch.no_grad()
     def gradients(self, rows: PackedRows, scale: float, dropout: Dropout | None, prefix: Tensor | None = None) -> float:
@@ -53,6 +64,7 @@ class PackedDecoder:
         `prefix` (T, H) is the residual stream below the lowest adapted layer, where it is known.
         """
         saved: list[Callable[[], LayerSaved]] = []
+        rows = rows.to(self.device)
         state = self.state(rows, dropout)
         last = self.forward(self.prefix(rows) if prefix is None else prefix, state, rows.chosen, saved)
         labelled = last[rows.labelled_among_chosen]
@@ -64,16 +76,18 @@ class PackedDecoder:
         for number in reversed(range(self.lowest, len(self.decoder.layers))):
             layer = self.decoder.layers[number]
             dx = layer_backward(layer, saved.pop()(), state, dx, through=number > self.lowest)
-        return nats
+        return nats.item()  # the only time that a GPU is waited for
 
     @torch.no_grad()
     def hidden(self, rows: PackedRows) -> Tensor:
         """Every token behind the final norm (T, H)."""
+        rows = rows.to(self.device)
         return self.normalised(self.forward(self.prefix(rows), self.state(rows, None), None, None))[0]
 
     @torch.no_grad()
     def prefix(self, rows: PackedRows) -> Tensor:
         """The residual stream (T, H) below the lowest adapted layer: it never changes while the adapter is trained."""
+        rows = rows.to(self.device)
         x, state = self.embed(rows), self.state(rows, None)
         for layer in self.decoder.layers[: self.lowest]:
             x, _ = layer_forward(layer, x, state, SPARE, None)
@@ -128,14 +142,17 @@ class PackedDecoder:
             eps=decoder.eps,
             activation=decoder.activation,
             elementwise=self.elementwise,
+            attention=self.attention,
             kept_tokens=self.kept_tokens,
         )
 
     def positions(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:
         """Cosines and sines (T, 1, half), of each row as if it were alone: some families scale by a row's length."""
-        like = torch.empty(0, dtype=wide(self.decoder.dtype))
+        like = torch.empty(0, dtype=wide(self.decoder.dtype), device=self.device)
         parts = [
-            self.decoder.rotary(like, torch.arange(segment.offset, segment.offset + segment.length)[None])
+            self.decoder.rotary(
+                like, torch.arange(segment.offset, segment.offset + segment.length, device=self.device)[None]
+            )
             for segment in segments
         ]
         half = parts[0][0].shape[-1] // 2

@@ -16,7 +16,9 @@ import torch.fx.experimental._config
 from torch import Tensor
 from torch.nn import functional as F
 
-ROWS = 64  # of an MLP activation at a time: 64 x 4,864 x 2 bytes lie in a 1 MB cache
+from lorasmith.engine.models.device import Device, has_triton
+
+ROWS = 64  # of an MLP activation at a time on a CPU: 64 x 4,864 x 2 bytes lie in a 1 MB cache
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -48,20 +50,23 @@ def add_rms_norm_backward(x: Tensor, weight: Tensor, inverse: Tensor, gradient: 
 
 def gate(kind: str, gates: Tensor, ups: Tensor, out: Tensor) -> None:
     """out = activation(gates) · ups, all (T, I); https://arxiv.org/abs/2002.05202."""
-    for start in range(0, len(gates), ROWS):
-        rows = slice(start, start + ROWS)
+    for rows in parts(gates):
         torch.mul(activate(kind, gates[rows]), ups[rows], out=out[rows])
 
 
 def gate_backward(kind: str, gradient: Tensor, gates: Tensor, ups: Tensor, out: Tensor) -> None:
     """Recompute `out` and put the gradients of gates and ups in their places."""
-    for start in range(0, len(gates), ROWS):
-        rows = slice(start, start + ROWS)
+    for rows in parts(gates):
         active = activate(kind, gates[rows])
         torch.mul(active, ups[rows], out=out[rows])
         through = gradient[rows] * ups[rows]
         torch.mul(gradient[rows], active, out=ups[rows])
         gates[rows] = activate_backward(kind, through, gates[rows])
+
+
+def parts(x: Tensor) -> list[slice]:
+    """Rows that are computed together: what fits into the cache of a CPU, and all of them on a GPU."""
+    return [slice(start, start + ROWS) for start in range(0, len(x), ROWS)] if x.is_cpu else [slice(None)]
 
 
 def activate(kind: str, x: Tensor) -> Tensor:
@@ -119,7 +124,9 @@ class Elementwise:
 EAGER = Elementwise()
 
 
-def can_compile() -> bool:
+def can_compile(device: Device = "cpu") -> bool:
+    if device == "cuda":
+        return has_triton()
     return shutil.which("g++") is not None or shutil.which("clang++") is not None
 
 

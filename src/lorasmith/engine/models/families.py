@@ -16,6 +16,7 @@ from lorasmith.engine.lora.group import LoRAGroup, LowRank
 from lorasmith.engine.lora.quantized import AsStored
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.attention import Heads
+from lorasmith.engine.models.device import device_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma")
 ACTIVATIONS = {
@@ -69,6 +70,11 @@ class Decoder:
     rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     rotary_by_length: bool
     dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and so where a step is computed."""
+        return device_of(self.final_norm)
 
     @property
     def groups(self) -> list[LoRAGroup]:

@@ -11,9 +11,9 @@ from lorasmith.engine.models.workspace import Workspace
 CHUNK = 256  # tokens; logits of 256 x 151,936 in bf16 are 78 MB, and more tokens are no faster
 
 
-def cross_entropy(hidden: Tensor, targets: Tensor, head: FrozenMatrix, workspace: Workspace) -> float:
-    """Sum in nats of -log softmax(hidden W^T)[target] over hidden (n, H), targets (n,)."""
-    nats = 0.0
+def cross_entropy(hidden: Tensor, targets: Tensor, head: FrozenMatrix, workspace: Workspace) -> Tensor:
+    """Sum () in nats, in fp64, of -log softmax(hidden W^T)[target] over hidden (n, H), targets (n,)."""
+    nats = hidden.new_zeros((), dtype=torch.float64)
     for start in range(0, len(hidden), CHUNK):
         chunk = slice(start, start + CHUNK)
         logits = head.forward(hidden[chunk], None, workspace, "logits")
@@ -23,9 +23,9 @@ def cross_entropy(hidden: Tensor, targets: Tensor, head: FrozenMatrix, workspace
 
 def cross_entropy_with_gradient(
     hidden: Tensor, targets: Tensor, head: FrozenMatrix, scale: float, workspace: Workspace
-) -> tuple[float, Tensor]:
-    """The sum in nats, and the gradient (n, H) of `scale` times it."""
-    nats, gradients = 0.0, torch.empty_like(hidden)
+) -> tuple[Tensor, Tensor]:
+    """The sum () in nats, in fp64, and the gradient (n, H) of `scale` times it."""
+    nats, gradients = hidden.new_zeros((), dtype=torch.float64), torch.empty_like(hidden)
     for start in range(0, len(hidden), CHUNK):
         chunk = slice(start, start + CHUNK)
         logits = head.forward(hidden[chunk], None, workspace, "logits")
@@ -35,17 +35,17 @@ def cross_entropy_with_gradient(
     return nats, gradients
 
 
-def target_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-    """softmax - one_hot(targets), in the place of `logits`, and the sum of -log of the targets' probabilities.
+def target_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax - one_hot(targets), in the place of `logits`, and the sum () of -log of the targets' probabilities.
 
     A probability near 1 has no digits left in bf16. What all others take, summed in fp32, has: it gives the loss and the
     gradient of a target that is nearly certain.
     """
-    rows = torch.arange(len(logits))
+    rows = torch.arange(len(logits), device=logits.device)
     torch.ops.aten._softmax.out(logits, -1, False, out=logits)
     certain = logits[rows, targets].to(torch.promote_types(logits.dtype, torch.float32))
     logits[rows, targets] = 0
     others = logits.sum(-1, dtype=certain.dtype)
     logits[rows, targets] = -others.to(logits.dtype)
     likelihood = torch.where(others < 0.5, torch.log1p(-others.clamp(max=0.5)), certain.log())
-    return logits, -likelihood.sum().item()
+    return logits, -likelihood.sum()

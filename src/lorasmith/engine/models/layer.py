@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorasmith.engine.lora.dropout import Dropout
 from lorasmith.engine.lora.group import Saved
-from lorasmith.engine.models.attention import attend, attend_backward, kept_size
+from lorasmith.engine.models.attention import Attention
 from lorasmith.engine.models.elementwise import Elementwise, rms_norm_backward, wide
 from lorasmith.engine.models.families import Layer
 from lorasmith.engine.models.packing import Segment
@@ -36,6 +36,7 @@ class Pass:
     eps: float
     activation: str
     elementwise: Elementwise
+    attention: Attention
     kept_tokens: int
 
 
@@ -66,11 +67,14 @@ def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor
     normal, _ = norm(x, layer.first_norm, state)
     joined, qkv = layer.qkv.forward(normal, state.dropout, workspace, tag)
     turned = rotated(layer, joined, state)
-    probabilities = workspace.take(f"probabilities.{tag}", kept_size(state.segments, heads, state.kept_tokens))
+    kept = state.attention.kept_size(state.segments, heads, state.kept_tokens)
+    probabilities = workspace.take(f"probabilities.{tag}", kept)
     mixed = workspace.take(f"mixed.{tag}", tokens, heads.query_width)
     by_head = mixed.view(tokens, heads.key_heads, heads.group, heads.head_dim).transpose(0, 1)
     v = split(layer, joined)[2]
-    attend(turned.q, turned.k, v, state.segments, heads, by_head, probabilities, state.kept_tokens, workspace)
+    state.attention.attend(
+        turned.q, turned.k, v, state.segments, heads, by_head, probabilities, state.kept_tokens, workspace
+    )
 
     dropout = state.dropout
     if chosen is not None:
@@ -128,7 +132,7 @@ def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, 
     by_head = dmixed.view(tokens, heads.key_heads, heads.group, heads.head_dim).transpose(0, 1)
     raw_q, raw_k, v = split(layer, saved.joined)
     turned = rotated(layer, saved.joined, state)
-    dq, dk, dv = attend_backward(
+    dq, dk, dv = state.attention.attend_backward(
         by_head,
         turned.q,
         turned.k,

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.engine.lora.quantized import AS_STORED, Quantization
+from lorasmith.engine.models.device import CPU
 from lorasmith.engine.models.precision import DTYPES, Precision, choose_weights
 from lorasmith.engine.models.quantized_loading import half_bytes, load_quantized_model
 from lorasmith.errors import InvalidModel, NotFound
@@ -68,12 +69,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype = torch.float32, quantization: Quantization | None = None
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization | None = None,
+    device: torch.device = CPU,
 ) -> PreTrainedModel:
-    """A causal LM in eval mode, every weight from the folder; raises `InvalidModel` when one is missing."""
+    """A causal LM in eval mode on `device`, every weight from the folder; raises `InvalidModel` when one is missing."""
     check_model_folder(folder)
     if quantization is not None:
-        return load_quantized_model(folder, dtype, quantization)
+        return load_quantized_model(folder, dtype, quantization, device)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -90,6 +94,7 @@ def load_model(
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InvalidModel(f"{folder} lacks {len(missing)} weights, the first is {missing[0]!r}")
+    model.to(device)  # type: ignore[arg-type]
     model.eval()
     return model
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -42,8 +41,9 @@ class PackedRows:
     """T tokens of several rows.
 
     `labelled` (n,) are the positions whose next token is trained, once for each row that has it, and `targets` (n,) those
-    tokens. `lengths` are those of the rows, `chosen_lengths` how many of a row's tokens are labelled, `places` where a row's tokens are in
-    the pack.
+    tokens. `chosen` are the labelled positions, each once and ascending: all that the last layer has to compute;
+    `labelled_among_chosen` (n,) are `labelled` as indices into them. `lengths` are those of the rows, `chosen_lengths` how
+    many of a row's tokens are labelled, `places` where a row's tokens are in the pack.
     """
 
     ids: Tensor
@@ -53,17 +53,14 @@ class PackedRows:
     places: list[list[int]]
     labelled: Tensor
     targets: Tensor
+    chosen: Tensor
+    labelled_among_chosen: Tensor
 
-    @cached_property
-    def chosen(self) -> Tensor:
-        """The labelled positions, each once and ascending: all that the last layer has to compute."""
-        chosen: Tensor = self.labelled.unique()
-        return chosen
-
-    @cached_property
-    def labelled_among_chosen(self) -> Tensor:
-        """`labelled` as indices into `chosen`."""
-        return torch.searchsorted(self.chosen, self.labelled)
+    def to(self, device: torch.device) -> PackedRows:
+        if self.ids.device == device:
+            return self
+        names = ("ids", "labelled", "targets", "chosen", "labelled_among_chosen")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def pack(rows: Sequence[RenderedExample], *, share: bool = False) -> PackedRows:
@@ -76,17 +73,21 @@ def pack(rows: Sequence[RenderedExample], *, share: bool = False) -> PackedRows:
             tree.place([number], row.ids, 0, ())
     labelled, targets = [], []
     for row, places in zip(rows, tree.places, strict=True):
-        chosen = [index for index in range(1, len(row.ids)) if row.trained[index]]
-        labelled += [places[index - 1] for index in chosen]
-        targets += [row.ids[index] for index in chosen]
+        trained = [index for index in range(1, len(row.ids)) if row.trained[index]]
+        labelled += [places[index - 1] for index in trained]
+        targets += [row.ids[index] for index in trained]
+    positions = torch.tensor(labelled, dtype=torch.long)
+    chosen: Tensor = positions.unique()  # here and not on a GPU, which would have to be waited for
     return PackedRows(
-        torch.tensor(tree.ids),
-        tree.segments,
-        [len(row.ids) for row in rows],
-        [row.trained_tokens for row in rows],
-        tree.places,
-        torch.tensor(labelled, dtype=torch.long),
-        torch.tensor(targets, dtype=torch.long),
+        ids=torch.tensor(tree.ids),
+        segments=tree.segments,
+        lengths=[len(row.ids) for row in rows],
+        chosen_lengths=[row.trained_tokens for row in rows],
+        places=tree.places,
+        labelled=positions,
+        targets=torch.tensor(targets, dtype=torch.long),
+        chosen=chosen,
+        labelled_among_chosen=torch.searchsorted(chosen, positions),
     )
 
 

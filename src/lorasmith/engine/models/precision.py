@@ -1,4 +1,4 @@
-"""bf16 or fp32, and weights as they are or packed, chosen by measuring this machine."""
+"""bf16 or fp32, and weights as they are or packed, chosen by measuring this machine's CPU; a GPU says what it can."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-import psutil
 import torch
 
 from lorasmith.engine.lora.frozen import can_pack, pack_weight, packed_product
+from lorasmith.engine.models.device import Device, free_bytes
 
 Probe = Callable[[], float]
 Precision = Literal["bf16", "fp32"]
@@ -21,14 +21,18 @@ WORTH_A_COPY = 1.05  # packed products must be this much faster to pay for a sec
 SPARE_SHARE = 0.5  # of the memory that is free, which packing may take
 
 
-def choose_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Precision:
-    """bf16 where this CPU multiplies it natively, else fp32. Never fp16, which a CPU multiplies ten times slower."""
+def choose_precision(wanted: Literal["auto", "bf16", "fp32"], device: Device = "cpu") -> Precision:
+    """bf16 where it is multiplied natively, else fp32. Never fp16, which a CPU multiplies ten times slower."""
     if wanted != "auto":
         return wanted
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if times_faster(matrix_probe(torch.bfloat16), matrix_probe(torch.float32)) > WORTHWHILE else "fp32"
 
 
-def choose_weights(wanted: Literal["auto", "fast", "lean"], precision: Precision, half_bytes: int) -> Weights:
+def choose_weights(
+    wanted: Literal["auto", "fast", "lean"], precision: Precision, half_bytes: int, device: Device = "cpu"
+) -> Weights:
     """stored where fp32 is computed and memory is short: weights stay in the 16 bits of their file, and lose nothing.
 
     `half_bytes` are those that the file has in 16 bits. Widening them in each product costs 3 to 6 % of a step
@@ -36,18 +40,20 @@ def choose_weights(wanted: Literal["auto", "fast", "lean"], precision: Precision
     """
     if precision != "fp32" or not half_bytes or wanted == "fast":
         return "converted"
-    if wanted == "lean" or 2 * half_bytes > SPARE_SHARE * psutil.virtual_memory().available:
+    if wanted == "lean" or 2 * half_bytes > SPARE_SHARE * free_bytes(device):
         return "stored"
     return "converted"
 
 
-def choose_memory(wanted: Literal["auto", "fast", "lean"], dtype: torch.dtype, extra_bytes: int) -> Memory:
-    """fast where packed products are possible, measurably faster, and their `extra_bytes` fit into free memory."""
-    if wanted == "lean" or not can_pack(dtype):
+def choose_memory(
+    wanted: Literal["auto", "fast", "lean"], dtype: torch.dtype, extra_bytes: int, device: Device = "cpu"
+) -> Memory:
+    """fast where packed products are possible, which is on a CPU alone, measurably faster, and their `extra_bytes` fit."""
+    if wanted == "lean" or device != "cpu" or not can_pack(dtype):
         return "lean"
     if wanted == "fast":
         return "fast"
-    if extra_bytes > SPARE_SHARE * psutil.virtual_memory().available:
+    if extra_bytes > SPARE_SHARE * free_bytes(device):
         return "lean"
     return "fast" if times_faster(matrix_probe(dtype, packed=True), matrix_probe(dtype)) > WORTH_A_COPY else "lean"
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from lorasmith.engine.lora.quantized import AS_STORED, AsStored, Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear, WidenedEmbedding
+from lorasmith.engine.models.device import CPU
 from lorasmith.engine.models.families import FAMILIES
 from lorasmith.errors import InvalidModel
 from lorasmith.files import read_json
@@ -25,9 +26,10 @@ WAY_OUT = "train on the base as it is: training.quantization=none"
 class StoredWeights:
     """The tensors of a model folder by name. Each read opens its file anew: its pages go with the tensor."""
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    def __init__(self, folder: Path, prefix: str, device: torch.device) -> None:
         """`prefix` is that of the decoder, which a checkpoint without output head leaves out."""
         self.prefix = f"{prefix}."
+        self.device = device
         self.files: dict[str, Path] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as stored:
@@ -38,7 +40,7 @@ class StoredWeights:
         return next((key for key in (name, name.removeprefix(self.prefix)) if key in self.files), None)
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
-        """A view of the file, which stays mapped while the tensor is there. Raises `InvalidModel` for another shape."""
+        """On a CPU a view of the file, which stays mapped while it is there. Raises `InvalidModel` for another shape."""
         key = self.key(name)
         assert key is not None
         with safe_open(self.files[key], framework="pt") as stored:
@@ -47,11 +49,13 @@ class StoredWeights:
             raise InvalidModel(
                 f"{self.files[key]}: {key} has the shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}"
             )
-        return tensor
+        return tensor.to(self.device)
 
 
-def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantization) -> PreTrainedModel:
-    """A causal LM in eval mode. Linear layers but the output head are quantised, the rest is in `dtype`.
+def load_quantized_model(
+    folder: Path, dtype: torch.dtype, quantization: Quantization, device: torch.device = CPU
+) -> PreTrainedModel:
+    """A causal LM in eval mode. Linear layers but the output head are quantised, on `device`; the rest is in `dtype`.
 
     `AS_STORED` leaves embedding and output head as they are on disk too: they are small in a large model, and half of a small one.
 
@@ -67,7 +71,7 @@ def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantiz
         raise InvalidModel(f"{folder} cannot be loaded as a causal language model: {error}") from error
     linears = linears_to_quantize(model, folder)
     ends = {name for name, module in model.named_modules() if module in ends_of(model)}
-    stored = StoredWeights(folder, model.base_model_prefix)
+    stored = StoredWeights(folder, model.base_model_prefix, device)
     missing = missing_weights(model, stored, folder)
     for name, place in model.state_dict().items():
         layer, _, own = name.rpartition(".")
@@ -84,6 +88,7 @@ def load_quantized_model(folder: Path, dtype: torch.dtype, quantization: Quantiz
         widen_ends(model, dtype)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.to(device)  # type: ignore[arg-type]  # buffers; weights are there
     model.eval()
     return model
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorasmith.engine.models.device import CPU
+
 MAPPED_BYTES = 1 << 17  # glibc's first threshold, before it grows
 
 
@@ -21,8 +23,9 @@ class Workspace:
 
     mapping = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # of large buffers
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device = CPU) -> None:
         self.dtype = dtype
+        self.device = device
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -37,8 +40,8 @@ class Workspace:
     def allocated(self, size: int, dtype: torch.dtype) -> Tensor:
         """Outside of the heap where it is large: a buffer that has grown leaves no hole of its old size."""
         size_bytes = size * dtype.itemsize
-        if size_bytes < MAPPED_BYTES:
-            return torch.empty(size, dtype=dtype)
+        if size_bytes < MAPPED_BYTES or self.device.type != "cpu":
+            return torch.empty(size, dtype=dtype, device=self.device)
         return torch.frombuffer(mmap.mmap(-1, size_bytes, flags=self.mapping), dtype=dtype)
 
     def clear(self) -> None:

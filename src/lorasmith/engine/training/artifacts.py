@@ -117,6 +117,15 @@ def changed_settings(spec: TrainingSpec) -> str:
     return "".join(f"| {name} | {value} |\n" for name, value in values.items())
 
 
+def computed_on(result: TrainingResult) -> str:
+    return f"{result.threads} threads" if result.device == "cpu" else result.device
+
+
+def peak_memory(result: TrainingResult) -> str:
+    on_gpu = "" if result.gpu_peak_memory_bytes is None else f", {result.gpu_peak_memory_bytes / 1e9:.2f} GB on the GPU"
+    return f"{result.peak_memory_bytes / 1e9:.2f} GB{on_gpu}"
+
+
 def model_card(spec: TrainingSpec, inputs: TrainingInputs, result: TrainingResult) -> str:
     """A Hugging Face model card with what was measured and how to use it."""
     validation = (
@@ -150,9 +159,9 @@ A LoRA adapter for `{inputs.model_name}`, trained on the dataset `{inputs.datase
 |---|---|
 | optimizer steps | {result.total_steps} ({result.epochs:.2f} epochs) |
 | trained tokens | {result.trained_tokens:,} |
-{validation}| training time | {result.training_time_seconds:.0f} s, {result.tokens_per_s:,.0f} tokens/s, {result.threads} threads, {result.precision} |
+{validation}| training time | {result.training_time_seconds:.0f} s, {result.tokens_per_s:,.0f} tokens/s, {computed_on(result)}, {result.precision} |
 | trainable parameters | {result.trainable_parameters:,} of {result.total_parameters:,} |
-| peak memory | {result.peak_memory_bytes / 1e9:.2f} GB |
+| peak memory | {peak_memory(result)} |
 | rows trained, cut, dropped | {result.rows["trained"]}, {result.rows["cut"]}, {result.rows["dropped"]} |
 {fallback}
 | setting | |

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lorasmith.engine.models.device import CPU
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.initial import save_adapter
 from lorasmith.engine.training.schedule import best_evaluation
@@ -75,7 +76,7 @@ def save_checkpoint(
             tensors[f"weight.{name}"] = parameter.detach().contiguous()
             for key, value in optimizer.state[parameter].items():
                 if isinstance(value, Tensor):
-                    tensors[f"{key}.{name}"] = value.detach().clone().contiguous()  # some states share one table
+                    tensors[f"{key}.{name}"] = value.detach().to(CPU, copy=True).contiguous()  # some share one table
                 else:
                     numbers[f"{key}.{name}"] = value
         save_file(tensors, folder / "state.safetensors")
@@ -155,8 +156,16 @@ def load_checkpoint(folder: Path, model: PeftModel, optimizer: Optimizer) -> Pro
     parameters = trainable(model)
     for stored, value in (*tensors.items(), *read_json(folder / "state.json").items()):
         key, _, name = stored.partition(".")
+        if isinstance(value, Tensor):
+            value = value.to(place_of_state(key, parameters[name], optimizer))
         optimizer.state[parameters[name]][key] = value
     return load_progress(folder)
+
+
+def place_of_state(key: str, parameter: torch.nn.Parameter, optimizer: Optimizer) -> torch.device:
+    """With its weight; the number of the step stays on the CPU unless one kernel updates all weights."""
+    group = next(group for group in optimizer.param_groups if any(one is parameter for one in group["params"]))
+    return parameter.device if key != "step" or group.get("fused") else CPU
 
 
 def load_weights(folder: Path, model: PeftModel, weights: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What a run chooses by measuring: once, written into its folder, and kept when it is resumed."""
+"""What a run chooses by looking at its machine: once, written into its folder, and kept when it is resumed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.data.rows import row_lengths
 from lorasmith.engine.lora.quantized import AS_STORED, Quantization
+from lorasmith.engine.models.device import CPU, Device, choose_device, device_name, device_of, kind_of
 from lorasmith.engine.models.elementwise import can_compile
 from lorasmith.engine.models.families import Decoder, NotPacked, pack_weights, packing_bytes
 from lorasmith.engine.models.precision import Precision, Weights, choose_memory, choose_weights
@@ -26,6 +27,7 @@ from lorasmith.engine.training.computation import Computation, PackedComputation
 from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.initial import moves_weight
 from lorasmith.engine.training.loss import CompletionLoss
+from lorasmith.errors import InvalidSpec
 from lorasmith.files import read_json, write_json
 from lorasmith.schemas.training import TrainingSettings, TrainingSpec
 
@@ -38,6 +40,8 @@ WORTH_COMPILING = 1e14  # FLOPs: ten minutes of a small machine, of which compil
 PREFIX = "prefix"  # in the job folder
 MICRO_BATCH = "micro_batch"  # tokens, or rows through PEFT; written when memory was too short for what was asked for
 FREE_DISK_SHARE = 0.5  # of the disk, which a cache may take
+DEVICE = "device"
+OF_A_DEVICE = ("precision", "weights", "memory", "compile")  # choices that mean nothing on another one
 
 
 class Choices:
@@ -47,16 +51,21 @@ class Choices:
         self.path = folder / "machine.json"
         self.devices = devices
         self.made: dict[str, Any] = devices.agree(read_json(self.path) if self.path.exists() else {})
-        now = {
+        now: dict[str, str | int] = {
             "processes": devices.count,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+        self.report = report
         for key, value in now.items():
-            before = self.made.setdefault(key, value)
-            if before != value:
-                report("warning", text=f"{key} was {before} and is {value}: the run is no longer exactly repeatable")
+            self.compare(key, value)
+
+    def compare(self, key: str, value: str | int) -> None:
+        """Announce it where it is no longer as it was when the run began."""
+        before = self.made.setdefault(key, value)
+        if before != value:
+            self.report("warning", text=f"{key} was {before} and is {value}: the run is no longer exactly repeatable")
 
     def once(self, name: str, measure: Callable[[], Choice]) -> Choice:
         """What was chosen when the run began, by its first process."""
@@ -72,22 +81,54 @@ class Choices:
             write_json(self.path, self.made)
 
 
-def choose_base(choices: Choices, spec: TrainingSpec, precision: Precision, folder: Path) -> Quantization | None:
+def choose_training_device(choices: Choices, settings: TrainingSettings) -> Device:
+    """That on which the run began, unless the spec by now names another one, for which everything is chosen anew.
+
+    Raises `InvalidSpec` where it is not there.
+    """
+    made = choices.made
+    if "precision" in made:
+        made.setdefault(DEVICE, "cpu")  # it began when there was no choice
+    wanted = made.get(DEVICE, "auto") if settings.device == "auto" else settings.device
+    try:
+        device = choose_device(wanted, processes=choices.devices.count)
+    except InvalidSpec as error:
+        if wanted == settings.device:
+            raise
+        raise InvalidSpec(
+            f"this run began on a GPU, and cannot go on there: {error.message}",
+            hint=f"training.device: cpu in {choices.path.with_name('job.json')} lets it go on here, rounded otherwise",
+        ) from error
+    began_on = choices.once(DEVICE, lambda: device)
+    if began_on != device:
+        choices.compare(DEVICE, device)
+        for name in OF_A_DEVICE:
+            made.pop(name, None)
+        choices.change(DEVICE, device)
+    if device == "cuda":
+        choices.compare("gpu", device_name(device))
+    return device
+
+
+def choose_base(
+    choices: Choices, spec: TrainingSpec, precision: Precision, folder: Path, device: Device = "cpu"
+) -> Quantization | None:
     """How the base is held: as the spec asks; in the 16 bits of its file where that loses nothing and memory is short."""
     settings = spec.training
     if settings.quantizes:
         return Quantization.named(settings.quantization, settings.double_quantization)
-    weights = choices.once("weights", lambda: weights_of(spec, precision, half_bytes(folder) * choices.devices.count))
+    available = half_bytes(folder) * choices.devices.count
+    weights = choices.once("weights", lambda: weights_of(spec, precision, available, device))
     return AS_STORED if weights == "stored" else None
 
 
-def weights_of(spec: TrainingSpec, precision: Precision, available: int) -> Weights:
+def weights_of(spec: TrainingSpec, precision: Precision, available: int, device: Device = "cpu") -> Weights:
     """Those of a base that is not quantised: DoRA measures it, other settings change it, in fp32.
 
     `available` are its bytes in 16 bits, in all processes.
     """
     untouched = not (spec.lora.use_dora or spec.lora.modules_to_save or moves_weight(spec.lora.init))
-    return choose_weights(spec.training.memory, precision, available if untouched else 0)
+    return choose_weights(spec.training.memory, precision, available if untouched else 0, device)
 
 
 def choose_computation(
@@ -107,7 +148,8 @@ def choose_computation(
         base: Any = model.get_base_model()
         if settings.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
-        if max(row_lengths(rows)) <= SHORT_ROW_TOKENS:
+        on_cpu = device_of(base.get_input_embeddings().weight) == CPU
+        if on_cpu and max(row_lengths(rows)) <= SHORT_ROW_TOKENS:
             base.set_attn_implementation("eager")
         return PeftComputation(
             model,
@@ -120,11 +162,13 @@ def choose_computation(
         )
     wanted = "lean" if choices.made.get("weights") == "stored" else settings.memory_wanted
     copies_bytes = packing_bytes(decoder) * choices.devices.count
-    memory = choices.once("memory", lambda: choose_memory(wanted, decoder.dtype, copies_bytes))
+    device = kind_of(decoder.device)
+    memory = choices.once("memory", lambda: choose_memory(wanted, decoder.dtype, copies_bytes, device))
     if memory == "fast":
         pack_weights(decoder, model)
-    retain_heap()
-    report("paths", memory=memory, modules=decoder.paths)
+    if device == "cpu":
+        retain_heap()
+    report("paths", device=device, memory=memory, modules=decoder.paths)
     return PackedComputation(
         decoder,
         seed=settings.seed,
@@ -146,7 +190,7 @@ def choose_compile(
         update.B.numel() // update.B.shape[1] * update.A.shape[1] for g in decoder.groups for update in g.updates
     )
     flops = 4 * weights * sum(row_lengths(rows)) * settings.num_epochs
-    return "on" if can_compile() and flops > WORTH_COMPILING else "off"
+    return "on" if can_compile(kind_of(decoder.device)) and flops > WORTH_COMPILING else "off"
 
 
 def prefix_cache(

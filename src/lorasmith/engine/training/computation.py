@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.dropout import RowDropout
 from lorasmith.engine.models.decoder import PackedDecoder
+from lorasmith.engine.models.device import device_of
 from lorasmith.engine.models.elementwise import EAGER
 from lorasmith.engine.models.elementwise import compiled as elementwise_compiled
 from lorasmith.engine.models.families import Decoder, NotPacked, read_decoder
@@ -107,7 +108,7 @@ class PackedComputation:
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
         packed = pack([rows[index] for index in indices], share=self.decoder.decoder.may_share)
-        dropout = RowDropout(self.seed, step, indices, packed.lengths)
+        dropout = RowDropout(self.seed, step, indices, packed.lengths, self.decoder.device)
         return self.decoder.gradients(packed, scale, dropout, self.prefix(packed, indices))
 
     def prefix(self, packed: PackedRows, indices: Sequence[int]) -> Tensor | None:
@@ -123,7 +124,7 @@ class PackedComputation:
         x = torch.empty(len(packed.ids), self.cache.hidden, dtype=self.cache.dtype)
         for stream, places in zip(known, packed.places, strict=True):
             x[places] = stream
-        return x
+        return x.to(self.decoder.device)
 
     def loss(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> float:
         share = not self.decoder.decoder.rotary_by_length
@@ -150,6 +151,7 @@ class PeftComputation:
         self.seed = seed
         self.pad_id = pad_id
         self.precision = precision
+        self.device = device_of(next(model.parameters()))
         self.at_once, self.unit = batch_rows, "rows"
         self.paths = {"peft": sum(isinstance(module, BaseTunerLayer) for module in model.modules())}
         self.fallback = reason
@@ -180,8 +182,8 @@ class PeftComputation:
         return self.forward(indices, rows).item()
 
     def forward(self, indices: Sequence[int], rows: Sequence[RenderedExample]) -> torch.Tensor:
-        ids, labels = pad_batch([rows[index] for index in indices], self.pad_id)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+        ids, labels = (part.to(self.device) for part in pad_batch([rows[index] for index in indices], self.pad_id))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.completion_loss(ids, labels)
 
 
@@ -197,7 +199,8 @@ def checked_decoder(model: PeftModel, vocabulary_size: int, precision: Precision
     with torch.no_grad():
         was_training = model.training
         model.eval()
-        reference = base.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]  # type: ignore[operator]
+        probe = torch.tensor([ids], device=decoder.device)
+        reference = base.model(input_ids=probe, use_cache=False).last_hidden_state[0]  # type: ignore[operator]
         model.train(was_training)
         packed = PackedDecoder(decoder)
         ours = packed.hidden(rows)

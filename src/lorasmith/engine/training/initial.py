@@ -88,8 +88,9 @@ def start(model: PeftModel, init: InitialWeights, job: Path, *, loftq_iterations
             names = [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
             layer.lora_A["default"].weight.copy_(stored[names[0]])
             layer.lora_B["default"].weight.copy_(stored[names[1]])
-            A, B = (stored.get(TAKEN_OUT + name, stored[name]) for name in names)
             base = layer.get_base_layer()
+            device = base.weight.device
+            A, B = (stored.get(TAKEN_OUT + name, stored[name]).to(device) for name in names)
             rest = full_weight(base) - layer.scaling["default"] * (B @ A)
             if isinstance(base, QuantizedLinear):
                 base.quantize(rest)
@@ -127,7 +128,9 @@ def save_adapter(model: PeftModel, folder: Path, initial: Mapping[str, Tensor]) 
     model.save_pretrained(str(folder), save_embedding_layers=False)
     if not initial:
         return
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {
+        name: tensor.cpu() for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     for name, first in initial.items():
         joined = [tensors[name], first] if ".lora_A." in name else [tensors[name], -first]
         tensors[name] = torch.cat(joined, dim=0 if ".lora_A." in name else 1)

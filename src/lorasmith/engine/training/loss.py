@@ -30,10 +30,11 @@ class CompletionLoss:
     def head_is_last(self, vocabulary_size: int, precision: Precision) -> bool:
         if self.decoder is None or self.head is None:
             return False
-        ids = torch.arange(PROBE_TOKENS).unsqueeze(0) % vocabulary_size
+        device = self.model.device
+        ids = torch.arange(PROBE_TOKENS, device=device).unsqueeze(0) % vocabulary_size
         training = self.model.training
         self.model.eval()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):  # some weights may be fp32
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):  # some weights may be fp32
             expected = self.model(input_ids=ids, use_cache=False).logits
             computed = self.head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
         self.model.train(training)

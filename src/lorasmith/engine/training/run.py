@@ -16,13 +16,20 @@ from lorasmith.engine.data.parts import RenderedPart, stored_part
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
+from lorasmith.engine.models.device import Device, device_name, gpu_peak_bytes
 from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_model, load_tokenizer, model_folder
 from lorasmith.engine.models.precision import DTYPES, Precision, choose_precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
 from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
-from lorasmith.engine.training.choices import PREFIX, Choices, choose_base, choose_computation
+from lorasmith.engine.training.choices import (
+    PREFIX,
+    Choices,
+    choose_base,
+    choose_computation,
+    choose_training_device,
+)
 from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.guards import check_result
 from lorasmith.engine.training.initial import moves_weight, start
@@ -51,13 +58,16 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     spec = TrainingSpec.model_validate(order.spec)
     inputs = TrainingInputs.model_validate(order.inputs)
     choices = Choices(folder, report, devices)
-    precision = choices.once("precision", lambda: choose_precision(spec.training.precision))
+    device = choose_training_device(choices, spec.training)
+    precision = choices.once("precision", lambda: choose_precision(spec.training.precision, device))
+    if device == "cuda":
+        report_gpu(report, spec, precision)
 
     report("phase", name="load")
     base_folder = model_folder(inputs.model_folder)
     tokenizer = load_tokenizer(base_folder)
-    quantization = choose_base(choices, spec, precision, base_folder)
-    base = load_model(base_folder, DTYPES[precision], quantization)
+    quantization = choose_base(choices, spec, precision, base_folder, device)
+    base = load_model(base_folder, DTYPES[precision], quantization, torch.device(device))
     if quantized := quantized_elements(base):
         report("note", text=held_note(base, quantized, precision))
     stop_ids = eos_token_ids(base, tokenizer)
@@ -146,7 +156,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
             f"stopped after step {training.progress.step} of {training.plan.total_steps}; everything is saved",
             hint=f"lorasmith train --resume {order.id}",
         )
-    result = measured(training, part, counts, precision)
+    result = measured(training, part, counts, precision, device)
     if result.stopped_early:
         patience = spec.training.early_stopping_patience
         report(
@@ -167,6 +177,14 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     for cache in (PREFIX, TOKENS):
         shutil.rmtree(folder / cache, ignore_errors=True)  # gigabytes that no epoch will read again
     return result
+
+
+def report_gpu(report: Reporter, spec: TrainingSpec, precision: Precision) -> None:
+    report("note", text=f"computes on {device_name('cuda')} in {precision}")
+    if spec.training.memory == "fast":
+        report(
+            "note", text="training.memory=fast is a layout for the products of a CPU; on a GPU weights stay as they are"
+        )
 
 
 def held_note(base: transformers.PreTrainedModel, elements: int, precision: Precision) -> str:
@@ -206,7 +224,7 @@ def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart |
 
 
 def measured(
-    training: TrainingRun, part: RenderedPart, counts: list[tuple[int, bool]], precision: Precision
+    training: TrainingRun, part: RenderedPart, counts: list[tuple[int, bool]], precision: Precision, device: Device
 ) -> TrainingResult:
     """`counts` are elements and whether they train, per parameter."""
     progress = training.progress
@@ -228,6 +246,8 @@ def measured(
         trainable_parameters=sum(count for count, trains in counts if trains),
         total_parameters=sum(count for count, _ in counts),
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        device=device_name(device),
+        gpu_peak_memory_bytes=gpu_peak_bytes(device),
         precision=precision,
         threads=torch.get_num_threads(),
         rows={"trained": len(part.rows), "cut": part.cut, "dropped": part.dropped},

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from lorasmith.engine.data.examples import read_examples
 from lorasmith.engine.data.labels import stop_ids
 from lorasmith.engine.data.templates import choose_template
+from lorasmith.engine.models.device import choose_device, device_name
 from lorasmith.engine.models.loading import load_tokenizer, model_folder
 from lorasmith.engine.models.precision import DTYPES, choose_memory, choose_precision
 from lorasmith.engine.reporting import Reporter
@@ -34,6 +35,7 @@ from lorasmith.engine.training.estimation.timing import (
     measured_batches,
     small_model,
 )
+from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.estimation import Estimate, EstimateInputs, Suggestion, seed_training_vram_gb
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingSpec
@@ -41,6 +43,7 @@ from lorasmith.schemas.training import TrainingSpec
 
 def run(order: JobOrder, folder: Path, report: Reporter) -> Estimate:
     spec = TrainingSpec.model_validate(order.spec)
+    check_device(spec)
     inputs = EstimateInputs.model_validate(order.inputs)
     report("phase", name="tokenize")
     material = read_material(spec, inputs)
@@ -67,6 +70,16 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> Estimate:
 
     prediction = predicted(shape)
     return told(shape, inputs, prediction, suggest(tried, shape, prediction, predicted), why_no_time)
+
+
+def check_device(spec: TrainingSpec) -> None:
+    """Raise `InvalidSpec` for a run that would take a GPU: what is rehearsed and measured here is a CPU."""
+    device = choose_device(spec.training.device, processes=spec.training.processes)
+    if device != "cpu":
+        raise InvalidSpec(
+            f"this run would be computed on {device_name(device)}, and only runs on a CPU are estimated",
+            hint="--set training.device=cpu says what it would take on the CPU",
+        )
 
 
 def read_material(spec: TrainingSpec, inputs: EstimateInputs) -> Material:
