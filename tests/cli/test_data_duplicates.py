@@ -168,7 +168,11 @@ def test_a_benchmark_without_answers_is_looked_for_with_its_columns_mapped(
     benchmark = tmp_path / "turns.jsonl"
     items = [{"id": 1, "turns": ["Something else entirely?", CLIPS]}, {"id": 2, "turns": ["One?", "Two?", "Three?"]}]
     benchmark.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    unmapped = error_of(home, "contamination", "rows", "--benchmark", str(benchmark))
+    for mapping in ([], ["--map", "text=turns"]):
+        printed = run(home, "contamination", "rows", "--benchmark", str(benchmark), *mapping).stdout
+        assert f"holds 1 of 5 items of {benchmark}: exact 1" in printed
+        assert ["7", "1", "turns.1", "exact", "question"] in [line.split()[:5] for line in printed.splitlines()]
+    unmapped = error_of(home, "import", str(benchmark), "--name", "turns")
     assert "has the columns id, turns, expected one of" in unmapped.message
     assert "messages=turns" not in str(unmapped.hint)  # its turns are texts, a conversation's are objects
     held = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,40 @@ from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Fate, Fi
 from lorasmith.services.data_curation import curate
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.data_mending import mended
-from lorasmith.services.data_secrets import find_personal_data, find_secrets, iban_holds, luhn_holds
-from lorasmith.services.data_text import find_control_character, find_mojibake, without_mojibake
+from lorasmith.services.data_secrets import (
+    MANY_DIGITS,
+    SECRETS,
+    find_personal_data,
+    find_secrets,
+    has_many_digits,
+    iban_holds,
+    luhn_holds,
+)
+from lorasmith.services.data_text import CONTROL, find_control_character, find_mojibake, without_mojibake
 from lorasmith.services.workbench import Workbench
 
 TOKEN = "ghp_" + "a1B2" * 9
+PIECES = [
+    *("password", "PASSWD", "api_key", "secretKey", "ſecret_key", "'", '"', ":", "=", " ", "\n", "hunter2hunter2", "9"),
+    *(
+        "https",
+        "://",
+        "user",
+        "@",
+        "host.org",
+        "ghp_",
+        "a1B2" * 9,
+        "-",
+        "sk-",
+        "_",
+        "AKIA",
+        "ABCD" * 4,
+        ".",
+        "é",
+        "日本",
+    ),
+    *("123", "45 67", "(8)", "٣٤٥٦٧٨٩٠١", "\x07", "\x7f", "\u202e"),
+]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +68,19 @@ TOKEN = "ghp_" + "a1B2" * 9
 )
 def test_secrets_are_named_and_never_shown(text: str, found: str | None) -> None:
     assert find_secrets(text) == found
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_what_is_looked_at_first_hides_nothing_that_the_whole_patterns_find(text: str) -> None:
+    found = None
+    for secret in SECRETS:
+        before = secret.before.pattern.removesuffix(r"\Z") if secret.before else ""
+        match = re.search(before + secret.pattern.pattern, text)
+        if found is None and match and any(marker in text for marker in secret.markers):
+            found = f"{secret.kind} at character {match.start() + 1}"
+    assert find_secrets(text) == found
+    assert has_many_digits(text) == bool(MANY_DIGITS.search(text))
+    assert (find_control_character(text) is None) == (CONTROL.search(text) is None)
 
 
 @pytest.mark.parametrize(

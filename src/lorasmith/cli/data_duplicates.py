@@ -14,7 +14,7 @@ from lorasmith.cli.output import hint, print_json, print_table
 from lorasmith.errors import InvalidSpec
 
 if TYPE_CHECKING:
-    from lorasmith.schemas.duplicates import ContaminationReport, DuplicateReport, SimilarityReport
+    from lorasmith.schemas.duplicates import ContaminationReport, DuplicateReport, HeldItem, SimilarityReport
 
 SHOWN = 10
 SHOWN_CHARACTERS = 80
@@ -178,8 +178,14 @@ def show_contamination(report: ContaminationReport) -> None:
     if report.hits:
         columns = ("row", "item", "kind", "in the", "text")
         hits = report.hits[:SHOWN]
-        print_table(columns, [[h.row, h.item, kind_of(h.kind, h.similarity), h.compared, short(h.text)] for h in hits])
+        print_table(
+            columns, [[h.row, item_of(h), kind_of(h.kind, h.similarity), h.compared, short(h.text)] for h in hits]
+        )
         say_rest(len(report.hits), "hits")
+
+
+def item_of(hit: HeldItem) -> str:
+    return str(hit.item) if hit.element is None else f"{hit.item} {hit.element}"
 
 
 def kind_of(kind: str, similarity: float | None) -> str:

@@ -58,18 +58,21 @@ class SimilarityReport(BaseModel):
 
 
 class HeldItem(BaseModel):
-    """One row that holds one item. `text` is what matches, folded; `similarity` stands at `similar` alone."""
+    """One row that holds one item. `element` says which of the questions that the item's row lists, such as `turns.1`;
+    `text` is what matches, folded; `similarity` stands at `similar` alone."""
 
     row: int
     item: int
+    element: str | None = None
     kind: Literal["exact", "words", "similar"]
-    compared: Literal["question", "whole"]
+    compared: Literal["question", "turn", "whole"]
     text: str
     similarity: float | None = None
 
 
 class ContaminationReport(BaseModel):
-    """`held` of `items` items are in the rows, by the strongest hit of each; items are numbered by their input row."""
+    """`held` of `items` items are in the rows, by the strongest hit of each; items are numbered by their input row, which
+    is as many items as it lists questions."""
 
     dataset: str
     part: str

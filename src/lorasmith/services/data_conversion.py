@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from pydantic import ValidationError
 
 from lorasmith.schemas.data import PARTS, DatasetFormat, Example, MadeBy, Message, Part
+from lorasmith.services.data_digests import canonical_text, content_id
 from lorasmith.services.data_formats import ROW_FIELDS, shape_of
 from lorasmith.services.data_preferences import answer_turns, kto_content, preference_content, prompt_turns
 from lorasmith.services.data_rows import RawRow
@@ -59,38 +58,6 @@ def convert(row: RawRow, format: DatasetFormat) -> Example:
     stored = example.content()
     example.id = content_id(stored["messages"] if len(stored) == 1 else stored)
     return example
-
-
-def content_id(content: Any) -> str:
-    """First 16 hex digits of the sha256 of the messages, the text or all that a row says, as canonical JSON."""
-    canonical = json.dumps(content, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def duplicate_digest(example: Example) -> bytes:
-    """16 bytes; two rows are exact duplicates where it is equal: they differ in white space and Unicode form alone."""
-    canonical = json.dumps(canonical_texts(example.content()), ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).digest()[:16]
-
-
-def canonical_texts(value: Any) -> Any:
-    match value:
-        case str():
-            return canonical_text(value)
-        case dict():
-            return {key: canonical_texts(one) for key, one in value.items()}
-        case list():
-            return [canonical_texts(one) for one in value]
-        case _:
-            return value
-
-
-def canonical_text(text: str) -> str:
-    """NFC, with each run of white space as one blank: what makes two rows of an import exact duplicates.
-
-    Searches for duplicates compare a wider form, `data_duplicates.texts.folded` (NFKC, case folded).
-    """
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def group_of(values: Mapping[str, Any], beginning: str) -> str:

@@ -32,9 +32,10 @@ from lorasmith.schemas.data import (
     Part,
 )
 from lorasmith.services.data_checks import ContextCheck, LanguageCheck, check_lengths, check_texts
-from lorasmith.services.data_conversion import convert, duplicate_digest, explicit_part, ignored_fields
+from lorasmith.services.data_conversion import convert, explicit_part, ignored_fields
 from lorasmith.services.data_decision import check_decision, decide_rows, fate_counts
 from lorasmith.services.data_detection import detect_source, first_rows
+from lorasmith.services.data_digests import duplicate_digest
 from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.data_mapping import apply_mapping
 from lorasmith.services.data_mending import mended

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorasmith.errors import InvalidData
-from lorasmith.files import sha256_file, verify_manifest
+from lorasmith.files import verify_manifest
 from lorasmith.schemas.data import Example, Part
 from lorasmith.schemas.data_lineage import DecontaminationSpec, StepInput
 from lorasmith.schemas.duplicates import HeldItem
+from lorasmith.services.data_benchmark import Item, items_of
 from lorasmith.services.data_duplicates.contamination import DEFAULT_SIMILARITY
 from lorasmith.services.data_duplicates.leaks import held_items
 from lorasmith.services.data_duplicates.signatures import rows_per_band
 from lorasmith.services.data_parts import lines
 from lorasmith.services.data_progress import Report, silent
+from lorasmith.services.data_reading import Source
 from lorasmith.services.data_redeciding import Redecision, decide_again, undecided
-from lorasmith.services.data_sources import named_dataset
-from lorasmith.services.data_versions import find_version, require_version
-from lorasmith.services.data_writing import examples_of
+from lorasmith.services.data_sources import file_named, named_dataset
+from lorasmith.services.data_versions import require_version
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench
@@ -58,9 +59,9 @@ def decontaminate(
 
 def benchmark_input(workbench: Workbench, benchmark: str) -> StepInput:
     """By a name that still means it elsewhere and later: an absolute path, or a version."""
-    path = Path(benchmark).expanduser()
-    if find_version(workbench, benchmark) is None and path.is_file():
-        return StepInput(kind="benchmark", name=str(path.resolve()), sha256=sha256_file(path))
+    path = file_named(workbench, benchmark)
+    if path is not None:
+        return StepInput(kind="benchmark", name=str(path.resolve()), sha256=Source.open(path).digest())
     dataset = named_dataset(workbench, benchmark)
     return StepInput(kind="benchmark", name=dataset.reference, sha256=dataset.sha256, id=dataset.id)
 
@@ -68,12 +69,13 @@ def benchmark_input(workbench: Workbench, benchmark: str) -> StepInput:
 def leaking_rows(workbench: Workbench, stored: Path, spec: DecontaminationSpec) -> dict[int, str]:
     """Input row of a version → what it holds, such as `bench.jsonl item 3 (exact)` or `test row 7 (similar 0.85)`."""
     if spec.benchmark is not None:
-        items = [example for example, _ in examples_of(workbench, spec.benchmark, spec.column_map)]
+        items = list(items_of(workbench, spec.benchmark, spec.column_map))
         hits, _ = held_items(lambda: rows_that_may_stay(stored), items, spec.similarity)
         return strongest_of_rows(f"{Path(spec.benchmark).name} item", hits)
     found: dict[int, str] = {}
     for part in HELD_OUT:
-        hits, _ = held_items(lambda: part_of(stored, "train"), list(part_of(stored, part)), spec.similarity)
+        held_out = list(map(Item, part_of(stored, part)))
+        hits, _ = held_items(lambda: part_of(stored, "train"), held_out, spec.similarity)
         found = strongest_of_rows(f"{part} row", hits) | found
     return found
 
@@ -92,7 +94,11 @@ def strongest_of_rows(what: str, hits: Iterable[HeldItem]) -> dict[int, str]:
     best: dict[int, HeldItem] = {}
     for hit in hits:
         best[hit.row] = min(best.get(hit.row, hit), hit, key=lambda one: (strength.index(one.kind), one.item))
-    return {row: f"{what} {hit.item} ({kind_of(hit)})" for row, hit in best.items()}
+    return {row: f"{what} {place_of(hit)} ({kind_of(hit)})" for row, hit in best.items()}
+
+
+def place_of(hit: HeldItem) -> str:
+    return str(hit.item) if hit.element is None else f"{hit.item} {hit.element}"
 
 
 def kind_of(hit: HeldItem) -> str:
@@ -104,7 +110,7 @@ def changed_benchmark(workbench: Workbench, recorded: list[StepInput]) -> str | 
     for one in recorded:
         if one.kind != "benchmark":
             continue
-        if one.id is None and not Path(one.name).is_file():
+        if one.id is None and not Path(one.name).exists():
             raise InvalidData(
                 f"the benchmark {one.name}, by which rows were taken out, is not there any more",
                 hint="put it back where it was, or replay the version before",

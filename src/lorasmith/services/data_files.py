@@ -29,6 +29,10 @@ OTHER_FORMATS = {
     ".bz2": "unpack it first: bunzip2 FILE",
     ".xz": "unpack it first: unxz FILE",
 }
+UNKNOWN_FORMAT = (
+    'give it the extension of what it holds, or convert it: of plain text each row as {"text": "…"} on a line of a '
+    ".jsonl file"
+)
 LARGEST_ROW = 16 * 1024 * 1024  # bytes or characters; some four million tokens, beyond any model's context
 BOMB_RATIO = 200  # text packs 3 to 20 times, one row repeated a million times 300 times
 BOMB_BYTES = 32 * 1024 * 1024
@@ -91,7 +95,7 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         raise InvalidData(f"{path} is no regular file, expected {SUPPORTED_TEXT}", hint="write it to a file first")
     if extension not in SUPPORTED:
-        way_out = OTHER_FORMATS.get(extension, "convert it, or give it the extension of what it holds")
+        way_out = OTHER_FORMATS.get(extension, UNKNOWN_FORMAT)
         raise InvalidData(f"{path} has the extension {extension!r}, expected {SUPPORTED_TEXT}", hint=way_out)
     try:
         path.open("rb").close()

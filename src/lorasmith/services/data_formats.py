@@ -47,6 +47,16 @@ SHAPES = (
 )
 
 
+class UnknownColumns(InvalidData):
+    """Of rows that have no format as they stand; `mapping` makes them rows of one, empty where none looks right."""
+
+    def __init__(self, message: str, mapping: dict[str, str]) -> None:
+        looks_right = f"a mapping that looks right: {mapping_option(mapping)}"
+        say_which = "say which column is which, such as --map text=COLUMN; a CSV file names them in its first line"
+        super().__init__(message, hint=looks_right if mapping else say_which)
+        self.mapping = mapping
+
+
 def detect_format(
     rows: Sequence[Mapping[str, Any]], *, file: str = "the file", wanted: DatasetFormat | Literal["auto"] = "auto"
 ) -> Detection:
@@ -58,10 +68,9 @@ def detect_format(
     shape = first_shape(common_columns(rows), kto) or first_shape(columns, kto)
     if shape is None:
         accepted = "; ".join(f"{' + '.join(shape.required)} ({shape.format})" for shape in SHAPES)
-        raise InvalidData(
+        raise UnknownColumns(
             f"{file} has the columns {listed(columns)}, expected one of: {accepted}{suggestion(columns)}",
-            hint=mapping_hint(rows, columns)
-            or "say which column is which, such as --map text=COLUMN; a CSV file names them in its first line",
+            likely_mapping(rows, columns),
         )
     unused = sorted(set(columns) - set(shape.required) - set(shape.optional) - set(ROW_FIELDS))
     reason = f"it has {' and '.join(f'`{name}`' for name in shape.required)}"
@@ -76,23 +85,24 @@ def check_format(
     shapes = [shape for shape in SHAPES if shape.format == wanted]
     if not any(set(shape.required) <= set(columns) for shape in shapes):
         needed = " or ".join(" + ".join(shape.required) for shape in shapes)
+        mapping = likely_mapping(rows, columns, wanted)
         raise InvalidData(
             f"{file} has the columns {listed(columns)}; the format {wanted} needs {needed}{suggestion(columns)}",
-            hint=mapping_hint(rows, columns, wanted)
-            or "leave --format out to have the format detected, or rename the columns",
+            hint=f"a mapping that looks right: {mapping_option(mapping)}"
+            if mapping
+            else "leave --format out to have the format detected, or rename the columns",
         )
     return Detection(format=wanted, reason="it was asked for")
 
 
-def mapping_hint(
+def likely_mapping(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], wanted: DatasetFormat | None = None
-) -> str | None:
-    """`--map …` that makes the columns those of a format, of the wanted one if there is one."""
+) -> dict[str, str]:
+    """Field → column that makes the columns those of a format, of the wanted one if there is one; empty if none does."""
     turns = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in rows[0].values())
     required = [shape.required for shape in SHAPES if wanted in (None, shape.format)]
     required = [fields for fields in required if turns or fields[0] not in ("messages", "conversations")]
-    mapping = suggest_mapping(columns[:SHOWN_COLUMNS], required)
-    return f"a mapping that looks right: {mapping_option(mapping)}" if mapping else None
+    return suggest_mapping(columns[:SHOWN_COLUMNS], required)
 
 
 def listed(columns: Sequence[str]) -> str:

@@ -22,6 +22,8 @@ SYNONYMS = {
     "rejected": ("dispreferred", "rejectedresponse", "worse"),
     "prompt": ("question", "instruction", "query"),
 }
+# Names of the column in which a benchmark asks, the most telling first.
+QUESTIONS = ("question", "turns", "prompt", "query", "problem", "instruction", "ctx", "context", "sentence", "text")
 ORDER = ("instruction", "input", "text", "messages", "prompt")  # which shape is tried first, by its first field
 
 
@@ -97,6 +99,20 @@ def likely_column(field: str, columns: Sequence[str], *, whole: bool) -> str | N
     equal = (column for name in names for column in columns if plain[column] == name)
     last = (column for name in names for column in columns if words[column] and words[column][-1] == name)
     return next(equal, None) or (None if whole else next(last, None))
+
+
+def likely_questions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns by how likely a benchmark asks in them: telling names first, then those with the most text."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+
+    def unlikeliness(column: str) -> tuple[int, int]:
+        words = re.findall(r"[a-z]+", column.lower())
+        named = [place for place, name in enumerate(QUESTIONS) if name in words]
+        if named:
+            return named[0] + (0 if len(words) == 1 else len(QUESTIONS)), 0
+        return 2 * len(QUESTIONS), -sum(map(len, {str(row.get(column)) for row in rows}))
+
+    return sorted(columns, key=unlikeliness)
 
 
 def mapping_option(mapping: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from typing import IO, NamedTuple
 
 from lorasmith.files import disk_errors
 from lorasmith.schemas.data import CONTENT_FIELDS, PARTS, STAYS, Example, Fate, LedgerLine, Part, SetAside
+from lorasmith.services.data_digests import canonical_json
 from lorasmith.services.data_index import ImportIndex
 from lorasmith.services.data_progress import REPORT_EVERY_ROWS, Progress, Report
 from lorasmith.services.data_statistics import PartStatistics
@@ -146,7 +147,7 @@ def content_digest(folder: Path) -> str:
     for part in PARTS:
         for line in lines(folder / f"{part}.jsonl"):
             content = {key: value for key, value in json.loads(line).items() if key in CONTENT_FIELDS}
-            digest.update(json.dumps([part, content], ensure_ascii=False, sort_keys=True).encode() + b"\n")
+            digest.update(canonical_json([part, content]) + b"\n")
     return digest.hexdigest()
 
 

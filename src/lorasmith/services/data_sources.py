@@ -49,6 +49,12 @@ def named_dataset(workbench: Workbench, name: str) -> Dataset:
     raise neither_dataset_nor_file(workbench, name)
 
 
+def file_named(workbench: Workbench, name: str) -> Path | None:
+    """The file or folder of that path, where no dataset has the name."""
+    path = Path(name).expanduser()
+    return path if find_version(workbench, name) is None and name not in DATASETS and path.exists() else None
+
+
 def neither_dataset_nor_file(workbench: Workbench, name: str) -> NotFound:
     near = closest(name, {*(one.name for one in current_versions(workbench)), *DATASETS})
     return NotFound(

@@ -6,13 +6,17 @@ import re
 
 # Tab, line feed and carriage return are text; the bidi controls turn text around so that a reader sees another one.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
+PRINTABLE = bytes([*b"\t\n\r", *range(0x20, 0x7F)])
 REPLACEMENT = "\ufffd"
 # UTF-8 read as windows-1252: a lead byte (0xC3 → Ã) and continuation bytes (0x80-0xBF, of which 0x80-0x9F have own signs).
 CONTINUATION = "[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
-MISREAD = re.compile(f"[Â-ß]{CONTINUATION}|[à-ï]{CONTINUATION}{{2}}|[ð-ô]{CONTINUATION}{{3}}")
+# All lead bytes first: a search for one set of characters is five times as fast as one for three alternatives.
+MISREAD = re.compile(f"[Â-ô](?:(?<=[Â-ß]){CONTINUATION}|(?<=[à-ï]){CONTINUATION}{{2}}|(?<=[ð-ô]){CONTINUATION}{{3}})")
 
 
 def find_control_character(text: str) -> str | None:
+    if text.isascii() and not text.encode().translate(None, PRINTABLE):
+        return None
     match = CONTROL.search(text)
     return f"U+{ord(match[0]):04X} at character {match.start() + 1}" if match else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,13 +17,10 @@ from lorasmith.schemas.data import PARTS, DataPreparationSpec, DatasetFormat, Ex
 from lorasmith.services.data import read_examples
 from lorasmith.services.data_conversion import DEFAULT_SYSTEM_PROMPT, SUMMARY_REQUEST, SYSTEM_PROMPTS, convert
 from lorasmith.services.data_detection import detect_source, first_rows
-from lorasmith.services.data_mapping import apply_mapping
 from lorasmith.services.data_reading import Source
-from lorasmith.services.data_rows import BrokenRow, RawRow
-from lorasmith.services.data_sources import named_dataset
+from lorasmith.services.data_rows import BrokenRow
+from lorasmith.services.data_sources import file_named, named_dataset
 from lorasmith.services.data_turns import BadRow
-from lorasmith.services.data_versions import find_version
-from lorasmith.starter.location import DATASETS
 
 if TYPE_CHECKING:
     from lorasmith.services.workbench import Workbench  # it imports SQLAlchemy
@@ -107,34 +104,28 @@ def rows_of(
         yield {**row, **own}
 
 
-def examples_of(
-    workbench: Workbench, source: str, column_map: Mapping[str, str] | None = None
-) -> Iterator[tuple[Example, Row]]:
-    """Of a dataset with part and group, or of a file, with its columns mapped."""
-    path = Path(source).expanduser()
-    if find_version(workbench, source) is None and source not in DATASETS and path.exists():
-        spec = DataPreparationSpec(column_map=dict(column_map or {}))
-        yield from ((example, {}) for example in examples_of_file(path, spec))
+def examples_of(workbench: Workbench, source: str) -> Iterator[tuple[Example, Row]]:
+    """Of a dataset with part and group, or of a file."""
+    path = file_named(workbench, source)
+    if path is not None:
+        yield from ((example, {}) for example in examples_of_file(path))
         return
-    if column_map:
-        raise InvalidSpec(f"--map is for the columns of a file, and {source!r} is a dataset", hint="leave --map out")
     dataset = named_dataset(workbench, source)
     for part in PARTS:
         for example in read_examples(workbench, dataset, part):
             yield example, {"group": example.group, "split": part}
 
 
-def examples_of_file(path: Path, spec: DataPreparationSpec | None = None) -> Iterator[Example]:
-    spec = spec or DataPreparationSpec()
+def examples_of_file(path: Path) -> Iterator[Example]:
     source = Source.open(path)
     rows = source.rows()
     head = first_rows(rows)
-    detection = detect_source(source, head, spec)
+    detection = detect_source(source, head, DataPreparationSpec())
     for row in chain(head, rows):
         if isinstance(row, BrokenRow):
             raise row.error()
         try:
-            yield convert(RawRow(row.number, row.line, apply_mapping(row.values, spec.column_map)), detection.format)
+            yield convert(row, detection.format)
         except BadRow as problem:
             raise InvalidData(
                 f"{source.place(row)}: row {row.number}, {problem.message}",

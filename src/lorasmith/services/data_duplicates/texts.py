@@ -1,6 +1,6 @@
 """What two texts must share to be the same text for a search: their folded forms are equal.
 
-An import's exact duplicates go by a stricter rule, `data_conversion.canonical_text`, where case counts.
+An import's exact duplicates go by a stricter rule, `data_digests.canonical_text`, where case counts.
 """
 
 from __future__ import annotations
