@@ -47,13 +47,15 @@ def changes(shape: RunShape) -> list[Change]:
     settings = shape.spec.training
     found = []
     longest = max(len(row.ids) for row in shape.part.rows)
+    if settings.processes > 1:
+        found.append(Change({"training.processes": 1}, "one copy of everything, with all cores; the same update"))
     if shape.decoder is not None:
         if not shape.is_lean:
             about = "weights as they are in the file, attention computed again; the same update"
             found.append(Change({"training.memory": "lean"}, about))
         elif settings.memory == "lean" and not settings.quantizes and can_pack(shape.dtype):
             found.append(Change({"training.memory": "fast"}, "two packed copies of the weights; the same update"))
-        largest = min(settings.micro_batch_tokens, shape.plan.step_rows * longest)
+        largest = min(settings.micro_batch_tokens, -(-shape.plan.step_rows // settings.processes) * longest)
         smaller = max(LEAST_MICRO_BATCH, largest // 4)
         if smaller < largest:
             found.append(Change({"training.micro_batch_tokens": smaller}, "fewer tokens at once; the same update"))
