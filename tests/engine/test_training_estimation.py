@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,8 @@ from lorasmith.engine.training.estimation.prediction import Overheads, estimate_
 from lorasmith.engine.training.estimation.random_model import tiled
 from lorasmith.engine.training.estimation.rehearsal import Unperformed, heap_growth
 from lorasmith.engine.training.estimation.run import read_material
-from lorasmith.engine.training.estimation.sample import choose_sample
+from lorasmith.engine.training.estimation.sample import Sample, choose_sample
+from lorasmith.engine.training.estimation.several import alone_share
 from lorasmith.engine.training.estimation.shape import (
     Material,
     RunShape,
@@ -383,6 +385,25 @@ def test_what_processes_measure_at_a_time_is_what_each_computes_in_the_run(shape
         assert any(all(set(batch) <= set(share) for batch, share in zip(of_each, step, strict=True)) for step in dealt)
     assert {index for of_each in sample.batches for batch in of_each for index in batch} == set(range(24))
     assert sorted(sample.alone) == sorted(shape.plan.row_indices(0))
+
+
+def test_one_process_alone_is_measured_with_all_cores_on_whole_steps() -> None:
+    calls: list[tuple[list[int], int]] = []
+
+    class Computes:
+        def gradients(self, batch: list[int], rows: Any, *, scale: float, step: int) -> float:
+            calls.append((batch, torch.get_num_threads()))
+            time.sleep(0.02)
+            return 1.0
+
+    rows = [RenderedExample(n, [1] * 10, [True] * 10) for n in range(6)]
+    sample = Sample(layers=1, vocabulary=2, batches=[[[0, 1]]], alone=[0, 1, 2, 3])
+    before = torch.get_num_threads()
+    computation: Any = Computes()
+    share = alone_share(computation, sample, rows, Devices(), threads_alone=before + 2)
+    assert share == pytest.approx(0.5, rel=0.3)  # the same time for twice the tokens
+    assert set(map(str, calls)) == {str(([0, 1], before)), str(([0, 1, 2, 3], before + 2))}
+    assert torch.get_num_threads() == before
 
 
 def test_one_process_in_the_place_of_several_is_a_change_to_consider(shaped: Shaped) -> None:
