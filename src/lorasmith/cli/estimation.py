@@ -95,13 +95,13 @@ def show(found: Estimate) -> None:
 
 
 def process_rows(found: Estimate) -> list[list[str]]:
-    """The peak of each process, where there are several; what follows in the table is that of the first."""
+    """The peak of each process, where there are several; what follows in the table are the parts of the first."""
     peaks = found.memory.process_peaks_bytes
     if found.processes == 1 or not peaks:
         return []
     return [
-        ["  first process", size(peaks[0]), "of which"],
-        ["  each further one", size(peaks[-1]), f"{len(peaks) - 1}"],
+        ["  a further process", size(peaks[-1]), f"one of {len(peaks) - 1}"],
+        ["  the first process", size(peaks[0]), "of which"],
     ]
 
 
