@@ -406,7 +406,13 @@ def test_one_process_alone_is_measured_with_all_cores_on_whole_steps() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_one_process_in_the_place_of_several_is_a_change_to_consider(shaped: Shaped) -> None:
+def test_one_process_in_the_place_of_several_is_a_change_to_consider_on_the_cpu_as_they_are(
+    shaped: Shaped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_a_gpu_else = {"training.processes": 1, "training.device": "cpu"}
+    assert on_a_gpu_else in [change.values for change in changes(shaped(processes=2, device="auto"))]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert {"training.processes": 1} in [change.values for change in changes(shaped(processes=2))]
     assert {"training.processes": 1} not in [change.values for change in changes(shaped())]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorasmith.engine.lora.frozen import can_pack
+from lorasmith.engine.models.device import choose_device
 from lorasmith.engine.training.estimation.memory import Process, estimate_memory, rehearse_steps
 from lorasmith.engine.training.estimation.prediction import Prediction
 from lorasmith.engine.training.estimation.shape import Material, RunShape, shape_run
@@ -48,7 +49,10 @@ def changes(shape: RunShape) -> list[Change]:
     found = []
     longest = max(len(row.ids) for row in shape.part.rows)
     if settings.processes > 1:
-        found.append(Change({"training.processes": 1}, "one copy of everything, with all cores; the same update"))
+        values = {"training.processes": 1} | (
+            {} if choose_device(settings.device) == "cpu" else {"training.device": "cpu"}
+        )
+        found.append(Change(values, "one copy of everything, with all cores; the same update"))
     if shape.decoder is not None:
         if not shape.is_lean:
             about = "weights as they are in the file, attention computed again; the same update"
