@@ -1,4 +1,4 @@
-"""What `lorasmith estimate` says against what the run then takes: peak memory (ru_maxrss) and time, start to end.
+"""What `lorasmith estimate` says against what the run then takes: peak memory (ru_maxrss of each process) and time, start to end.
 
 python benchmarks/estimate.py [--runs NAME ...] [--measure-s S] [--repeats N]: JSON lines, closing lines per run, exit 1 when short.
 
@@ -54,6 +54,9 @@ RUNS = {
     "smollm2-135m, gradient checkpointing": Run(
         "smollm2-135m", "balanced", ["training.memory=lean", "training.gradient_checkpointing=true"]
     ),
+    "smollm2-135m, two processes": Run(
+        "smollm2-135m", "cpu", ["training.memory=lean", "lora.rank=16", "training.processes=2"]
+    ),
 }
 
 
@@ -79,7 +82,7 @@ def estimated(home: Workbench, run: Run, measure_s: float, steps: int) -> tuple[
 
 
 def really(home: Workbench, spec: Any) -> tuple[float, int, float]:
-    """Seconds from the start of the engine to its end, its peak bytes, and seconds of training alone."""
+    """Seconds from the start of the engine to its end, the peak bytes of its processes, and seconds of training alone."""
     job = start_training(home, spec)
     began = time.perf_counter()
     train(home, job, lambda event: None)

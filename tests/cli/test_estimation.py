@@ -57,6 +57,30 @@ def test_the_peak_of_a_run_is_predicted_within_a_tenth_and_nothing_remains(
 
 
 @pytest.mark.slow
+def test_the_peak_of_two_processes_together_is_predicted_within_a_tenth(
+    lorasmith: Lorasmith, rows: Path, tmp_path: Path
+) -> None:
+    two = (*RUN, "--set", "training.processes=2", "--data", rows)
+    said = lorasmith("estimate", *two, "--measure-s", "2", "--json")
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout)
+    memory = found["memory"]
+    assert found["processes"] == len(memory["process_peaks_bytes"]) == 2
+    assert memory["peak_bytes"] == sum(memory["process_peaks_bytes"])
+    assert not list((tmp_path / "home" / "previews").iterdir())
+    alone = next(one for one in found["suggestions"] if one["assignments"] == ["training.processes=1"])
+    assert alone["peak_memory_bytes"] < 0.7 * memory["peak_bytes"]
+    assert alone["total_s"] > 0
+    ran = lorasmith("train", *two, "--name", "counter")
+    assert ran.returncode == 0, ran.stderr
+    job = next((tmp_path / "home" / "jobs").iterdir())
+    result = json.loads((job / "result.json").read_text())
+    assert memory["peak_bytes"] == pytest.approx(result["peak_memory_bytes"], rel=0.10)
+    assert found["time"]["exchange_s"] > 0
+    assert found["steps"] == result["planned_steps"]
+
+
+@pytest.mark.slow
 def test_the_peak_of_a_run_on_a_quantised_base_is_predicted_within_a_tenth(
     lorasmith: Lorasmith, rows: Path, starter: Path, tmp_path: Path
 ) -> None:
@@ -128,11 +152,6 @@ def test_training_still_refuses_a_folder_without_weights(
         (("--model", "starter"), 2, "data is missing"),
         (("--model", "starter", "--data", "signatures", "--measure-s", "90"), 2, "at most 60 seconds, got 90"),
         (("--model", "starter", "--data", "signatures", "--set", "lora.rnk=8"), 2, "did you mean 'lora.rank'?"),
-        (
-            ("--model", "starter", "--data", "signatures", "--set", "training.processes=2"),
-            2,
-            "a run with training.processes=2 cannot be estimated yet",
-        ),
     ],
 )
 def test_bad_input_is_named(lorasmith: Lorasmith, arguments: tuple[str, ...], status: int, sentence: str) -> None:

@@ -23,6 +23,22 @@ print(build_optimizer("adamw_8bit", {"a": torch.nn.Parameter(torch.zeros(2, 2))}
 """
 
 
+FURTHER = """
+import runpy, sys
+from contextlib import suppress
+from lorasmith.errors import LorasmithError
+sys.argv = ["peer", "no-such-folder", "1", "2"]
+with suppress(LorasmithError):
+    runpy.run_module("lorasmith.engine.training.peer", run_name="__main__")
+print(sys.modules["bitsandbytes"], "torch" in sys.modules)
+"""
+
+
+def test_a_further_process_of_a_job_hides_bitsandbytes_before_it_loads_anything() -> None:
+    ran = subprocess.run([sys.executable, "-c", FURTHER], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "None False\n"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 def test_bitsandbytes_and_the_compiler_are_loaded_for_the_optimizer_alone() -> None:
     ran = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, timeout=120, check=True)

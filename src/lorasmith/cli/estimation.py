@@ -52,10 +52,11 @@ def show(found: Estimate) -> None:
         ["", "estimate", "from"],
         [
             ["peak memory", size(memory.peak_bytes), f"{size(memory.available_bytes)} are available"],
+            *process_rows(found),
             ["  libraries, rows", size(memory.process_bytes + memory.libraries_bytes), "measured"],
             ["  weights", size(memory.weights_bytes + memory.packed_bytes), f"{found.precision}, {found.memory_mode}"],
             ["  adapter", size(memory.adapter_bytes + memory.saving_bytes), f"{found.trainable_parameters:,} trained"],
-            ["  a step", size(memory.step_bytes), found.computed_by],
+            ["  a step", size(memory.step_bytes + memory.reduction_bytes), found.computed_by],
             *time_rows(found),
             ["disk", size(disk.peak_bytes), f"{size(disk.free_bytes)} are free"],
             ["  a checkpoint", size(disk.checkpoint_bytes), f"{disk.checkpoints} are kept"],
@@ -93,6 +94,17 @@ def show(found: Estimate) -> None:
     hint(f"the formula of the workbench design, appendix B.2, says {size(found.seed_formula_bytes)}")
 
 
+def process_rows(found: Estimate) -> list[list[str]]:
+    """The peak of each process, where there are several; what follows in the table are the parts of the first."""
+    peaks = found.memory.process_peaks_bytes
+    if found.processes == 1 or not peaks:
+        return []
+    return [
+        ["  a further process", size(peaks[-1]), f"one of {len(peaks) - 1}"],
+        ["  the first process", size(peaks[0]), "of which"],
+    ]
+
+
 def time_rows(found: Estimate) -> list[list[str]]:
     clock = found.time
     if clock is None:
@@ -102,6 +114,7 @@ def time_rows(found: Estimate) -> list[list[str]]:
         ["time", duration(clock.total_s), f"{duration(clock.low_s)} to {duration(clock.high_s)}"],
         ["  start", duration(clock.start_s), "imports, tokenizing, loading"],
         ["  training", duration(clock.training_s), how],
+        *([["  exchange", duration(clock.exchange_s), "of training"]] if found.processes > 1 else []),
         ["  validation", duration(clock.validation_s), ""],
         ["  saving", duration(clock.saving_s), ""],
     ]

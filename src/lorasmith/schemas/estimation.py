@@ -25,16 +25,18 @@ class EstimateInputs(BaseModel):
 
 
 class MemoryEstimate(BaseModel):
-    """The peak of the engine process (`ru_maxrss`) and its parts; `loading_bytes` is a peak of its own, before training."""
+    """Peaks (`ru_maxrss`); the parts are those of one process. `loading_bytes` is a peak of its own, before training."""
 
-    peak_bytes: int
-    process_bytes: int = Field(description="Libraries, tokenizer and tokenised rows, measured.")
+    peak_bytes: int = Field(description="Of all processes together, which the machine has to hold.")
+    process_peaks_bytes: list[int] = Field([], description="Of each process; the first one writes the files.")
+    process_bytes: int = Field(description="Libraries, tokenizer and tokenised rows, measured in the first process.")
     libraries_bytes: int = Field(description="What libraries take once they compute, measured on a small model.")
     weights_bytes: int = Field(description="Frozen weights as they stay in memory.")
     packed_bytes: int = Field(description="Their copies for training.memory=fast.")
     adapter_bytes: int = Field(description="Trained weights, their gradients and optimizer state.")
     step_bytes: int = Field(description="What the largest micro-batches keep and compute with.")
-    saving_bytes: int = Field(description="Copies that a checkpoint is written from.")
+    saving_bytes: int = Field(description="Copies that a checkpoint is written from, in the first process.")
+    reduction_bytes: int = Field(0, description="Copies that gradients are summed over several processes from.")
     loading_bytes: int
     available_bytes: int
 
@@ -47,6 +49,7 @@ class TimeEstimate(BaseModel):
     high_s: float
     start_s: float = Field(description="Imports, tokenizing and loading.")
     training_s: float
+    exchange_s: float = Field(0, description="Of training: sums over several processes, and what they agree on.")
     validation_s: float
     saving_s: float
     tokens_per_s: float
@@ -91,6 +94,7 @@ class Estimate(BaseModel):
     tokens: int = Field(description="Of one epoch.")
     longest_row_tokens: int
     steps: int
+    processes: int = Field(1, description="That share each step, and the cores.")
     precision: Literal["bf16", "fp32"]
     memory_mode: Literal["fast", "lean"]
     compiled: bool

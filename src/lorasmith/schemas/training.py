@@ -358,7 +358,7 @@ class TrainingResult(BaseModel):
     tokens_per_s: float = Field(description="Unpadded tokens per second of training, prompt tokens included.")
     trainable_parameters: int
     total_parameters: int
-    peak_memory_bytes: int = Field(description="Of the process that writes the adapter.")
+    peak_memory_bytes: int = Field(description="Of all processes of the run together, each at its own peak.")
     device: str = Field("cpu", description="What computed the steps: `cpu`, or the GPU's name.")
     gpu_peak_memory_bytes: int | None = Field(None, description="The most that tensors took on the GPU.")
     precision: Literal["bf16", "fp32"]

@@ -26,7 +26,6 @@ def estimate(workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measurin
     """Predict peak memory, time and disk of the run. A run that does not fit is an answer, not an error."""
     if not 0 < measuring_s <= MOST_MEASURING_S:
         raise InvalidSpec(f"measuring takes above 0 and at most {MOST_MEASURING_S:g} seconds, got {measuring_s:g}")
-    check_predictable(spec)
     model = resolve_model(workbench, spec.model, weights=False)
     parts = example_parts(workbench, spec.data)
     if not parts["train"]:
@@ -58,7 +57,6 @@ def estimate(workbench: Workbench, spec: TrainingSpec, watch: Watch, *, measurin
 
 def queue_estimate(workbench: Workbench, spec: TrainingSpec, *, measuring_s: float = MEASURING_S) -> Job:
     """Let a worker measure; the job's result is an `Estimate`. The dataset must be a stored or built-in one."""
-    check_predictable(spec)
     with USES:
         model = resolve_model(workbench, spec.model, weights=False)
         dataset = find_dataset(workbench, spec.data)
@@ -75,12 +73,3 @@ def queue_estimate(workbench: Workbench, spec: TrainingSpec, *, measuring_s: flo
         )
         name = f"estimate of {model.name} on {dataset.name}"
         return create_job(workbench, JobKind.ESTIMATE, name, spec.model_dump(), inputs.model_dump())
-
-
-def check_predictable(spec: TrainingSpec) -> None:
-    """Raise `InvalidSpec` for what the prediction does not model, rather than predict another run."""
-    if spec.training.processes > 1:
-        raise InvalidSpec(
-            f"a run with training.processes={spec.training.processes} cannot be estimated yet",
-            hint="leave it out: that estimate is the run without it",
-        )

@@ -1672,6 +1672,12 @@ export interface components {
             /** Steps */
             steps: number;
             /**
+             * Processes
+             * @description That share each step, and the cores.
+             * @default 1
+             */
+            processes: number;
+            /**
              * Precision
              * @enum {string}
              */
@@ -2708,14 +2714,23 @@ export interface components {
         };
         /**
          * MemoryEstimate
-         * @description The peak of the engine process (`ru_maxrss`) and its parts; `loading_bytes` is a peak of its own, before training.
+         * @description Peaks (`ru_maxrss`); the parts are those of one process. `loading_bytes` is a peak of its own, before training.
          */
         MemoryEstimate: {
-            /** Peak Bytes */
+            /**
+             * Peak Bytes
+             * @description Of all processes together, which the machine has to hold.
+             */
             peak_bytes: number;
             /**
+             * Process Peaks Bytes
+             * @description Of each process; the first one writes the files.
+             * @default []
+             */
+            process_peaks_bytes: number[];
+            /**
              * Process Bytes
-             * @description Libraries, tokenizer and tokenised rows, measured.
+             * @description Libraries, tokenizer and tokenised rows, measured in the first process.
              */
             process_bytes: number;
             /**
@@ -2745,9 +2760,15 @@ export interface components {
             step_bytes: number;
             /**
              * Saving Bytes
-             * @description Copies that a checkpoint is written from.
+             * @description Copies that a checkpoint is written from, in the first process.
              */
             saving_bytes: number;
+            /**
+             * Reduction Bytes
+             * @description Copies that gradients are summed over several processes from.
+             * @default 0
+             */
+            reduction_bytes: number;
             /** Loading Bytes */
             loading_bytes: number;
             /** Available Bytes */
@@ -3311,6 +3332,12 @@ export interface components {
             start_s: number;
             /** Training S */
             training_s: number;
+            /**
+             * Exchange S
+             * @description Of training: sums over several processes, and what they agree on.
+             * @default 0
+             */
+            exchange_s: number;
             /** Validation S */
             validation_s: number;
             /** Saving S */

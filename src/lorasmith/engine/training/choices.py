@@ -70,8 +70,7 @@ class Choices:
     def once(self, name: str, measure: Callable[[], Choice]) -> Choice:
         """What was chosen when the run began, by its first process."""
         if name not in self.made:
-            measured: Any = self.devices.agree(measure() if self.devices.first else None)
-            self.change(name, measured)
+            self.change(name, self.devices.found_by_first(measure))
         chosen: Choice = self.made[name]
         return chosen
 

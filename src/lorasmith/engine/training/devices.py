@@ -12,11 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
@@ -33,6 +33,7 @@ T = TypeVar("T")
 TIMEOUT_S = 1800.0  # one process may measure, compile or save while the others wait
 BUCKET_ELEMENTS = 1 << 23  # summed at once: few collectives, and 32 MB of copies instead of all gradients
 RENDEZVOUS = "rendezvous"
+PEER = "lorasmith.engine.training.peer"
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 
 
@@ -92,6 +93,11 @@ class Devices:
         with self.together():
             agreed: T = broadcast_object_list([value])[0]
         return agreed
+
+    def found_by_first(self, find: Callable[[], T]) -> T:
+        """What `find` returns in the first process, in every process."""
+        found: Any = self.agree(find() if self.first else None)
+        return cast(T, found)
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:
@@ -172,7 +178,7 @@ def ended(number: int, count: int, returncode: int) -> JobFailed:
 
 
 @contextmanager
-def launch(count: int, folder: Path, module: str, *, timeout_s: float = TIMEOUT_S) -> Iterator[Devices]:
+def launch(count: int, folder: Path, module: str = PEER, *, timeout_s: float = TIMEOUT_S) -> Iterator[Devices]:
     """The first of `count` processes; the others run `python -m module folder rank count`, which calls `join`.
 
     They end with this process, however it ends. The cores are divided among them unless OMP_NUM_THREADS is set.

@@ -49,7 +49,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> TrainingResult:
     spec = TrainingSpec.model_validate(order.spec)
     if spec.training.processes > 1:
         report("note", text=f"starts {spec.training.processes} processes, which share each step")
-    with launch(spec.training.processes, folder, "lorasmith.engine.training.peer") as devices:
+    with launch(spec.training.processes, folder) as devices:
         return run_on(order, folder, report, devices)
 
 
@@ -149,6 +149,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     report("phase", name="train")
     fault_point("train.started")
     finished = train(training, report)
+    peaks = devices.gather(peak_bytes())
     devices.leave()
     fault_point("train.finished")
     if not finished:
@@ -156,7 +157,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
             f"stopped after step {training.progress.step} of {training.plan.total_steps}; everything is saved",
             hint=f"lorasmith train --resume {order.id}",
         )
-    result = measured(training, part, counts, precision, device)
+    result = measured(training, part, counts, precision, device, sum(peaks[1:]))
     if result.stopped_early:
         patience = spec.training.early_stopping_patience
         report(
@@ -223,8 +224,18 @@ def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart |
         report("warning", text=text)
 
 
+def peak_bytes() -> int:
+    """Of this process until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def measured(
-    training: TrainingRun, part: RenderedPart, counts: list[tuple[int, bool]], precision: Precision, device: Device
+    training: TrainingRun,
+    part: RenderedPart,
+    counts: list[tuple[int, bool]],
+    precision: Precision,
+    device: Device,
+    others_peak_bytes: int,
 ) -> TrainingResult:
     """`counts` are elements and whether they train, per parameter."""
     progress = training.progress
@@ -245,7 +256,7 @@ def measured(
         tokens_per_s=progress.tokens / progress.seconds,
         trainable_parameters=sum(count for count, trains in counts if trains),
         total_parameters=sum(count for count, _ in counts),
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=peak_bytes() + others_peak_bytes,
         device=device_name(device),
         gpu_peak_memory_bytes=gpu_peak_bytes(device),
         precision=precision,

@@ -21,8 +21,9 @@ from lorasmith.engine.models.families import Decoder
 from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.choices import FREE_DISK_SHARE, SHORT_ROW_TOKENS
 from lorasmith.engine.training.computation import Computation
+from lorasmith.engine.training.devices import buckets
 from lorasmith.engine.training.estimation.rehearsal import Prepare, whole_growth
-from lorasmith.engine.training.estimation.shape import RunShape, growing_batches, records
+from lorasmith.engine.training.estimation.shape import RunShape, dealt_validation, growing_batches, records
 from lorasmith.engine.training.estimation.skeleton import (
     adapted_skeleton,
     few_layers,
@@ -48,10 +49,14 @@ CGROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.us
 
 @dataclass(frozen=True)
 class Process:
-    """Measured: resident bytes once rows are tokenised, and what libraries take more when they compute."""
+    """Measured: resident bytes once rows are tokenised, and what libraries take more when they compute.
+
+    The first of several processes also draws the losses, so that the further ones have less.
+    """
 
     resident_bytes: int
     libraries_bytes: int
+    further_bytes: int = 0  # resident in each further process
 
 
 def resident_bytes() -> int:
@@ -84,11 +89,16 @@ def estimate_memory(shape: RunShape, process: Process) -> MemoryEstimate:
     rehearse_steps([shape])
     step = shape.step_bytes or 0
     saving = max(0, state_bytes(shape) - shape.trained_elements * 4)  # in the place of the gradients
-    training = frozen + packed + adapter + step + saving + process.libraries_bytes
+    reduction = reduction_bytes(shape)
+    training = frozen + packed + adapter + step + process.libraries_bytes
     read = shape.stored.largest_bytes if shape.quantization else shape.stored.file_bytes  # at once, beside its copy
     loading = shape.weight_bytes + (0 if mapped else read)
+    first = process.resident_bytes + max(training + max(saving, reduction), loading)
+    further = process.further_bytes + max(training + reduction, loading)  # writes nothing
+    peaks = [first, *[further] * (shape.processes - 1)]
     return MemoryEstimate(
-        peak_bytes=process.resident_bytes + max(training, loading),
+        peak_bytes=sum(peaks),
+        process_peaks_bytes=peaks,
         process_bytes=process.resident_bytes,
         libraries_bytes=process.libraries_bytes,
         weights_bytes=frozen,
@@ -96,6 +106,7 @@ def estimate_memory(shape: RunShape, process: Process) -> MemoryEstimate:
         adapter_bytes=adapter,
         step_bytes=step,
         saving_bytes=saving,
+        reduction_bytes=reduction,
         loading_bytes=process.resident_bytes + loading,
         available_bytes=available_bytes() + resident_bytes(),
     )
@@ -117,6 +128,13 @@ def matrix_elements(matrix: object) -> int:
 def adapter_bytes(shape: RunShape) -> int:
     """fp32 weights and gradients, optimizer state, and the start where it was part of W."""
     return shape.trained_elements * (12 if moves_weight(shape.lora.init) else 8) + state_bytes(shape)
+
+
+def reduction_bytes(shape: RunShape) -> int:
+    """The gradients that are summed over the processes at a time, and the copy that receives the sum."""
+    if shape.processes == 1:
+        return 0
+    return 2 * 4 * max(sum(map(Tensor.numel, bucket)) for bucket in buckets(trainable(shape.model).values()))
 
 
 def state_bytes(shape: RunShape) -> int:
@@ -199,10 +217,11 @@ def as_packed(matrix: FrozenMatrix) -> FrozenMatrix:
 
 def go_through(shape: RunShape, computation: Computation) -> None:
     """Validation, then the steps that make buffers grow."""
-    checked = records(iter(computation.micro_batches(range(len(shape.validation)), shape.validation)), shape.validation)
-    for batch in checked:
-        computation.loss(batch, shape.validation)
-    for batch in growing_batches(computation, shape.plan, shape.part.rows):
+    rows = shape.validation
+    checked = (batch for share in dealt_validation(shape) for batch in computation.micro_batches(share, rows))
+    for batch in records(checked, rows):
+        computation.loss(batch, rows)
+    for batch in growing_batches(computation, shape):
         computation.gradients(batch, shape.part.rows, scale=1.0, step=0)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from lorasmith.engine.data.rows import row_lengths
 from lorasmith.engine.lora.quantized import quantize
 from lorasmith.engine.lora.quantized_linear import quantized_elements
 from lorasmith.engine.models.precision import matrix_seconds
@@ -20,7 +21,7 @@ from lorasmith.engine.training.estimation.memory import (
     save_steps,
     validation_count,
 )
-from lorasmith.engine.training.estimation.shape import RunShape
+from lorasmith.engine.training.estimation.shape import RunShape, dealt_validation, slowest_share
 from lorasmith.engine.training.estimation.skeleton import layer_weights
 from lorasmith.engine.training.estimation.timing import Rates
 from lorasmith.schemas.estimation import DiskEstimate, MemoryEstimate, TimeEstimate
@@ -32,10 +33,11 @@ QUANTISED_SAMPLE = torch.Size([1024, 1024])
 
 @dataclass(frozen=True)
 class Overheads:
-    """Seconds before the first step and behind the last one that no step is."""
+    """Seconds before the first step and behind the last one that no step is; of the first, what further processes take."""
 
     start_s: float
     end_s: float
+    launch_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,29 @@ def estimate_time(shape: RunShape, overheads: Overheads, rates: Rates, disk: Dis
     tokens = shape.part.tokens * epochs
     again = rates.forward_layer_s if settings.gradient_checkpointing else 0.0
     cached = 1 - 1 / epochs if disk.prefix_cache_bytes and epochs > 1 else 0.0
+    start = overheads.start_s - (overheads.launch_s if shape.processes == 1 else 0.0)
+    exchange = 0.0
+    if shape.processes > 1:
+        exchange = plan.total_steps * (rates.exchange_s + rates.reduce_s * shape.trained_elements)
     per_token = rates.rest_s + (shape.layers - shape.lowest) * (rates.layer_s + again)
     if rates.layers < shape.layers:
         per_token += shape.lowest * rates.forward_layer_s * (1 - cached)
-    training = tokens * per_token + plan.total_steps * rates.update_s * shape.trained_elements + rates.first_s
-    checked = sum(len(row.ids) for row in shape.validation)
+    updates = plan.total_steps * rates.update_s * shape.trained_elements
+    training = tokens * slowest_share(shape) * per_token + updates + exchange + rates.first_s
+    lengths = row_lengths(shape.validation)
+    checked = max(sum(lengths[index] for index in share) for share in dealt_validation(shape))
     forward = rates.forward_rest_s + shape.layers * rates.forward_layer_s
     validation = validation_count(shape) * checked * forward
     saving = (len(save_steps(shape)) * disk.checkpoint_bytes + 2 * disk.adapter_bytes) * rates.save_s
-    total = overheads.start_s + training + validation + saving + overheads.end_s
+    total = start + training + validation + saving + overheads.end_s
     uncertainty = max(LEAST_UNCERTAINTY, 2 * rates.spread)
     return TimeEstimate(
         total_s=total,
         low_s=total / (1 + uncertainty),
         high_s=total * (1 + uncertainty),
-        start_s=overheads.start_s,
+        start_s=start,
         training_s=training,
+        exchange_s=exchange,
         validation_s=validation,
         saving_s=saving + overheads.end_s,
         tokens_per_s=tokens / training,
@@ -93,13 +102,13 @@ def estimate_time(shape: RunShape, overheads: Overheads, rates: Rates, disk: Dis
 def scaled(rates: Rates, shape: RunShape, measured: RunShape) -> Rates:
     """Rates of a changed run: by the products that a layer has, and by how fast this machine multiplies what they are of.
 
-    Recomputing is a forward pass more, which `estimate_time` adds.
+    Recomputing is a forward pass more, which `estimate_time` adds. One process instead of several has been measured too.
     """
     values: dict[str, Any] = dict(vars(rates))
-    speed = 1.0
+    speed = 1.0 if shape.processes == measured.processes else rates.alone
     if (shape.precision, shape.memory) != (measured.precision, measured.memory):
         now = matrix_seconds(shape.dtype, packed=shape.memory == "fast")
-        speed = now / matrix_seconds(measured.dtype, packed=measured.memory == "fast")
+        speed *= now / matrix_seconds(measured.dtype, packed=measured.memory == "fast")
     layer = speed * layer_work(shape) / layer_work(measured)
     if measured.spec.training.gradient_checkpointing:
         values["layer_s"] = max(0.0, rates.layer_s - rates.forward_layer_s)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM
 
 from lorasmith.engine.data.examples import read_examples
@@ -15,6 +16,7 @@ from lorasmith.engine.models.device import choose_device, device_name
 from lorasmith.engine.models.loading import load_tokenizer, model_folder
 from lorasmith.engine.models.precision import DTYPES, choose_memory, choose_precision
 from lorasmith.engine.reporting import Reporter
+from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.estimation.memory import Process, resident_bytes
 from lorasmith.engine.training.estimation.prediction import (
     Overheads,
@@ -24,52 +26,78 @@ from lorasmith.engine.training.estimation.prediction import (
     quantising_seconds,
     read_seconds,
 )
+from lorasmith.engine.training.estimation.sample import Sample, TooLargeToMeasure, choose_sample
+from lorasmith.engine.training.estimation.several import alone_share, exchange_seconds, reduce_seconds
 from lorasmith.engine.training.estimation.shape import Material, RunShape, shape_run
 from lorasmith.engine.training.estimation.skeleton import read_config
-from lorasmith.engine.training.estimation.suggestions import candidates, suggest
-from lorasmith.engine.training.estimation.timing import (
-    Rates,
-    TooLargeToMeasure,
-    expected_growth,
-    measure,
-    measured_batches,
-    small_model,
-)
+from lorasmith.engine.training.estimation.suggestions import Candidate, candidates, suggest
+from lorasmith.engine.training.estimation.timing import Rates, expected_growth, measure, small_model
+from lorasmith.engine.training.run import peak_bytes
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.estimation import Estimate, EstimateInputs, Suggestion, seed_training_vram_gb
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingSpec
 
 
+@dataclass(frozen=True)
+class Findings:
+    """All that the run is predicted from. `rates` are None where not even a few layers could be measured."""
+
+    shape: RunShape
+    tried: list[Candidate]
+    process: Process
+    overheads: Overheads
+    rates: Rates | None
+    why_no_time: str | None
+
+
 def run(order: JobOrder, folder: Path, report: Reporter) -> Estimate:
     spec = TrainingSpec.model_validate(order.spec)
     check_device(spec)
+    inputs = EstimateInputs.model_validate(order.inputs)
+    threads, began = torch.get_num_threads(), time.perf_counter()
+    with launch(spec.training.processes, folder) as devices:
+        launch_s = time.perf_counter() - began
+        found = run_on(order, folder, report, devices, threads_alone=threads)
+    overheads = replace(found.overheads, launch_s=launch_s)
+
+    def predicted(one: RunShape) -> Prediction:
+        return predict(one, found.process, overheads, found.rates, found.shape, Path(inputs.disk_folder))
+
+    prediction = predicted(found.shape)
+    suggestions = suggest(found.tried, found.shape, prediction, predicted)
+    return told(found.shape, inputs, prediction, suggestions, found.why_no_time)
+
+
+def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices, threads_alone: int = 1) -> Findings:
+    """One process's part of what is measured; only the first one returns. `threads_alone`: of a run of one process."""
+    spec = TrainingSpec.model_validate(order.spec)
     inputs = EstimateInputs.model_validate(order.inputs)
     report("phase", name="tokenize")
     material = read_material(spec, inputs)
     material.rows(spec, spec.training.too_long)
     started_s = process_seconds()
     touch_libraries(material, spec)
-    drawing_s = drawing_seconds(folder)
-    idle = Process(
-        resident_bytes(), libraries_bytes=0
-    )  # a model without weights, which follows, loads more than a run does
+    residents = devices.gather(resident_bytes())
+    drawing_s = drawing_seconds(folder) if devices.first else 0.0
+    # a model without weights, which follows, loads more than a run does
+    idle = Process(resident_bytes(), libraries_bytes=0, further_bytes=max(residents[1:], default=0))
 
     report("phase", name="rehearse")
-    shape = shape_run(material, spec)
+    shape = shape_run(material, spec, devices=devices)
     loading_s = read_seconds(material.folder, shape.stored.file_bytes) + quantising_seconds(shape)
-    overheads = Overheads(started_s + loading_s, drawing_s)
-    disk_folder = Path(inputs.disk_folder)
-    tried = candidates(material, shape, idle)
+    tried = candidates(material, shape, idle) if devices.first else []
     report("phase", name="measure")
-    rates, libraries_bytes, why_no_time = measured(material, shape, folder, inputs.measuring_s, report)
-    process = Process(idle.resident_bytes, libraries_bytes)
-
-    def predicted(one: RunShape) -> Prediction:
-        return predict(one, process, overheads, rates, shape, disk_folder)
-
-    prediction = predicted(shape)
-    return told(shape, inputs, prediction, suggest(tried, shape, prediction, predicted), why_no_time)
+    try:
+        sample = devices.found_by_first(lambda: choose_sample(shape, inputs.measuring_s))
+    except TooLargeToMeasure as reason:  # in the first process; the others wait until they are ended
+        return Findings(shape, tried, idle, Overheads(started_s + loading_s, drawing_s), None, str(reason))
+    rates, libraries_bytes = measured(
+        material, shape, sample, folder, inputs.measuring_s, report, devices, threads_alone
+    )
+    devices.leave()
+    process = replace(idle, libraries_bytes=libraries_bytes)
+    return Findings(shape, tried, process, Overheads(started_s + loading_s, drawing_s), rates, None)
 
 
 def check_device(spec: TrainingSpec) -> None:
@@ -121,19 +149,32 @@ def drawing_seconds(folder: Path) -> float:
 
 
 def measured(
-    material: Material, shape: RunShape, folder: Path, budget_s: float, report: Reporter
-) -> tuple[Rates | None, int, str | None]:
-    """Rates, the bytes that libraries take when they compute, and why there are none of both."""
-    try:
-        batches = measured_batches(shape, budget_s)
-        small = small_model(shape, material.tokenizer, folder, report)
-        expected = expected_growth(shape, small, batches)
-        before = resident_bytes()
-        rates = measure(shape, small, batches, folder, budget_s, report)
-    except TooLargeToMeasure as reason:
-        return None, 0, str(reason)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return rates, max(0, peak - before - expected), None
+    material: Material,
+    shape: RunShape,
+    sample: Sample,
+    folder: Path,
+    budget_s: float,
+    report: Reporter,
+    devices: Devices,
+    threads_alone: int,
+) -> tuple[Rates, int]:
+    """Rates, and the bytes that libraries take when they compute."""
+    small = small_model(shape, sample, material.tokenizer, folder, report, devices)
+    own = [batch for of_each in sample.batches if (batch := of_each[devices.rank])]
+    expected = expected_growth(shape, small, own)
+    before = resident_bytes()
+    rates = measure(shape, small, sample, devices, folder, budget_s, report)
+    libraries_bytes = max(devices.gather(max(0, peak_bytes() - before - expected)))
+    if devices.count == 1:
+        return rates, libraries_bytes
+    began = time.perf_counter()
+    of_several = replace(
+        rates,
+        exchange_s=exchange_seconds(devices),
+        reduce_s=reduce_seconds(shape, devices),
+        alone=alone_share(small.all, sample, small.rows, devices, threads_alone),
+    )
+    return replace(of_several, measured_s=rates.measured_s + time.perf_counter() - began), libraries_bytes
 
 
 def told(
@@ -155,6 +196,7 @@ def told(
         tokens=shape.part.tokens,
         longest_row_tokens=longest,
         steps=shape.plan.total_steps,
+        processes=shape.processes,
         precision=shape.precision,
         memory_mode=shape.memory,
         compiled=shape.compiled,
@@ -194,12 +236,16 @@ def verdict(shape: RunShape, prediction: Prediction, suggestions: list[Suggestio
             f"it writes up to {disk.peak_bytes / 1e9:.1f} GB, and the disk has {disk.free_bytes / 1e9:.1f} GB free",
             "free some space, choose another --home, or --set training.keep_checkpoints=1",
         )
-    reason = f"it needs {memory.peak_bytes / 1e9:.1f} GB, and {memory.available_bytes / 1e9:.1f} GB are available"
+    several = f" in {shape.processes} processes" if shape.processes > 1 else ""
+    reason = (
+        f"it needs {memory.peak_bytes / 1e9:.1f} GB{several}, and {memory.available_bytes / 1e9:.1f} GB are available"
+    )
+    each = " in each" if several else ""
     fitting = next((one for one in suggestions if one.fits), None)
     if fitting:
         return reason, " ".join(f"--set {assignment}" for assignment in fitting.assignments)
     least = min([memory.peak_bytes, *(one.peak_memory_bytes for one in suggestions)])
     return (
-        f"{reason}; its weights alone take {memory.weights_bytes / 1e9:.1f} GB in {weight_bits(shape)} bits",
+        f"{reason}; its weights alone take {memory.weights_bytes / 1e9:.1f} GB in {weight_bits(shape)} bits{each}",
         f"a smaller model, or a machine with {least / 1e9:.0f} GB of free memory for what takes least below",
     )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.engine.data.parts import RenderedPart, render_part
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.data.rows import row_lengths
 from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
@@ -23,6 +24,7 @@ from lorasmith.engine.training.batches import StepPlan, plan_steps
 from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.choices import choose_compile, weights_of
 from lorasmith.engine.training.computation import Computation, PeftComputation
+from lorasmith.engine.training.devices import Devices, shares
 from lorasmith.engine.training.estimation.skeleton import (
     StoredWeights,
     adapted_skeleton,
@@ -97,6 +99,10 @@ class RunShape:
     step_bytes: int | None = None  # once it has been rehearsed
 
     @property
+    def processes(self) -> int:
+        return self.spec.training.processes
+
+    @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
 
@@ -166,20 +172,31 @@ def unprobed_loss(model: PeftModel) -> CompletionLoss:
     return loss
 
 
-def shape_run(material: Material, spec: TrainingSpec, like: RunShape | None = None) -> RunShape:
-    """`like`: what is chosen by measuring stays as it is there, and rows above a lower limit are left out."""
+def shape_run(
+    material: Material, spec: TrainingSpec, like: RunShape | None = None, devices: Devices | None = None
+) -> RunShape:
+    """`like`: what is chosen by measuring stays as it is there, and rows above a lower limit are left out.
+
+    `devices`: the processes that shape this run at a time; all choose what the first one does.
+    """
+    devices = devices or Devices()
     settings = spec.training
     too_long: TooLong = settings.too_long
     if like and settings.max_seq_length < like.spec.training.max_seq_length:
         too_long = "drop"
     part, validation = material.rows(spec, too_long)
-    precision = choose_precision(settings.precision) if settings.precision != "auto" or not like else like.precision
+    precision: Precision
+    if like and settings.precision == "auto":
+        precision = like.precision
+    else:
+        precision = devices.found_by_first(lambda: choose_precision(settings.precision))
     base = skeleton(material.config, DTYPES[precision])
     stored = stored_weights(material.folder, material.config, base)
     quantization = Quantization.named(settings.quantization, settings.double_quantization)
     half = stored.half_bytes if material.config.model_type in FAMILIES else 0
-    if quantization is None and weights_of(spec, precision, half) == "stored":
-        quantization = AS_STORED
+    if quantization is None:
+        weights = devices.found_by_first(lambda: weights_of(spec, precision, half * settings.processes))
+        quantization = AS_STORED if weights == "stored" else None
     if quantization:
         quantize_skeleton(base, quantization, material.folder)
     lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
@@ -214,24 +231,59 @@ def shape_run(material: Material, spec: TrainingSpec, like: RunShape | None = No
         compiled=False,
     )
     if decoder is not None:
-        shape.memory = like.memory if like and settings.memory == "auto" else memory_mode(shape, decoder)
-        shape.compiled = like.compiled if like else choose_compile(settings, decoder, part.rows) == "on"
+        adapted = decoder  # known to be one in what is called later too
+        if like and settings.memory == "auto":
+            shape.memory = like.memory
+        else:
+            shape.memory = devices.found_by_first(lambda: memory_mode(shape, adapted))
+        if like:
+            shape.compiled = like.compiled
+        else:
+            shape.compiled = devices.found_by_first(lambda: choose_compile(settings, adapted, part.rows)) == "on"
     return shape
 
 
 def memory_mode(shape: RunShape, decoder: Decoder) -> Memory:
     """As the run chooses once its weights are loaded, which takes from what is free now."""
     extra = packing_bytes(decoder) + round(SPARE_SHARE * shape.weight_bytes)
-    return choose_memory("lean" if shape.quantization else shape.spec.training.memory, decoder.dtype, extra)
+    wanted = "lean" if shape.quantization else shape.spec.training.memory
+    return choose_memory(wanted, decoder.dtype, extra * shape.processes)
 
 
-def growing_batches(computation: Computation, plan: StepPlan, rows: Sequence[RenderedExample]) -> list[list[int]]:
-    """Micro-batches of the first epoch, in its order, that are larger than all before: in tokens, labels or attention."""
-    order = first_epoch(plan)
-    starts = range(0, min(len(order), plan.total_steps * plan.step_rows), plan.step_rows)
-    epoch = (order[start : start + plan.step_rows] for start in starts)
-    batches = (batch for indices in epoch for batch in computation.micro_batches(indices, rows))
+def growing_batches(computation: Computation, shape: RunShape) -> list[list[int]]:
+    """Micro-batches of the first epoch, in its order, that are larger than all before: in tokens, labels or attention.
+
+    Those of any process: the share of each is nearly as large in the long run.
+    """
+    rows = shape.part.rows
+    batches = (
+        batch for dealt in dealt_steps(shape) for share in dealt for batch in computation.micro_batches(share, rows)
+    )
     return records(batches, rows)
+
+
+def dealt_steps(shape: RunShape) -> Iterator[list[list[int]]]:
+    """Rows of each step of the first epoch, by the rank of the process that computes them."""
+    plan, lengths = shape.plan, row_lengths(shape.part.rows)
+    order = first_epoch(plan)
+    for start in range(0, min(len(order), plan.total_steps * plan.step_rows), plan.step_rows):
+        indices = order[start : start + plan.step_rows]
+        yield shares(indices, [lengths[index] for index in indices], shape.processes)
+
+
+def dealt_validation(shape: RunShape) -> list[list[int]]:
+    """Rows of the validation part, by the rank of the process that computes them."""
+    lengths = row_lengths(shape.validation)
+    return shares(range(len(lengths)), lengths, shape.processes)
+
+
+def slowest_share(shape: RunShape) -> float:
+    """Of the tokens of all steps, those that a step waits for: of the process that has most of it."""
+    if shape.processes == 1:
+        return 1.0
+    lengths = row_lengths(shape.part.rows)
+    loads = [[sum(lengths[index] for index in share) for share in dealt] for dealt in dealt_steps(shape)]
+    return sum(map(max, loads)) / sum(map(sum, loads))
 
 
 def first_epoch(plan: StepPlan) -> list[int]:

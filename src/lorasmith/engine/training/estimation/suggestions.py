@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorasmith.engine.lora.frozen import can_pack
+from lorasmith.engine.models.device import choose_device
 from lorasmith.engine.training.estimation.memory import Process, estimate_memory, rehearse_steps
 from lorasmith.engine.training.estimation.prediction import Prediction
 from lorasmith.engine.training.estimation.shape import Material, RunShape, shape_run
@@ -47,13 +48,18 @@ def changes(shape: RunShape) -> list[Change]:
     settings = shape.spec.training
     found = []
     longest = max(len(row.ids) for row in shape.part.rows)
+    if settings.processes > 1:
+        values = {"training.processes": 1} | (
+            {} if choose_device(settings.device) == "cpu" else {"training.device": "cpu"}
+        )
+        found.append(Change(values, "one copy of everything, with all cores; the same update"))
     if shape.decoder is not None:
         if not shape.is_lean:
             about = "weights as they are in the file, attention computed again; the same update"
             found.append(Change({"training.memory": "lean"}, about))
         elif settings.memory == "lean" and not settings.quantizes and can_pack(shape.dtype):
             found.append(Change({"training.memory": "fast"}, "two packed copies of the weights; the same update"))
-        largest = min(settings.micro_batch_tokens, shape.plan.step_rows * longest)
+        largest = min(settings.micro_batch_tokens, -(-shape.plan.step_rows // settings.processes) * longest)
         smaller = max(LEAST_MICRO_BATCH, largest // 4)
         if smaller < largest:
             found.append(Change({"training.micro_batch_tokens": smaller}, "fewer tokens at once; the same update"))

@@ -2,14 +2,16 @@
 
 A step costs c + n · g: n layers with their gradient, and c for embedding, head and loss. Both come from the same micro-batches
 computed with one layer and with several; where the whole model is small, all of its layers are measured and nothing is scaled.
+
+Several processes measure at the same time, with the threads that each has in the run, as they take memory bandwidth from each
+other; what counts is the one that the others wait for.
 """
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,27 +24,24 @@ from transformers import PreTrainedTokenizerBase
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.models.elementwise import EAGER, Elementwise
 from lorasmith.engine.models.elementwise import compiled as elementwise_compiled
-from lorasmith.engine.models.precision import matrix_seconds
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.checkpoints import Progress, save_checkpoint, trainable
 from lorasmith.engine.training.choices import Choices, choose_computation
 from lorasmith.engine.training.computation import Computation, PackedComputation
 from lorasmith.engine.training.devices import Devices
-from lorasmith.engine.training.estimation.memory import available_bytes, optimizer_bytes
+from lorasmith.engine.training.estimation.memory import optimizer_bytes
 from lorasmith.engine.training.estimation.random_model import Vocabulary, random_model
 from lorasmith.engine.training.estimation.rehearsal import heap_growth
+from lorasmith.engine.training.estimation.sample import Batch, Sample, most_tokens
+from lorasmith.engine.training.estimation.several import seconds, slowest
 from lorasmith.engine.training.estimation.shape import RunShape
-from lorasmith.engine.training.estimation.skeleton import layer_weights
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.files import folder_size_bytes
 from lorasmith.schemas.training import TrainingSettings
 
-WHOLE_MODEL_LAYERS = 8  # models with so few layers are measured whole
-SEVERAL_LAYERS = 4
-MEASURED_SHARE = 0.3  # of the available memory, which measuring may take
-PROBE_FLOPS = 2 * 512 * 1024 * 2048  # of `matrix_seconds`
 REHEARSED_BATCHES = 3
-FIRST_SHARE = 0.15  # of the budget, which one measurement may take
+LAST_SHARE = 0.9  # of the budget, after which no further micro-batch is begun
+LAST_SHARE_OF_SEVERAL = 0.7  # processes, which also measure what they say to each other and what one alone would take
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,9 @@ class Rates:
     spread: float
     measured_s: float
     layers: int
+    exchange_s: float = 0.0  # of a step: what several processes tell each other
+    reduce_s: float = 0.0  # per trained element: summing gradients over them
+    alone: float = 1.0  # what a token takes in one process with all cores, as a share of what it takes here
 
 
 @dataclass(frozen=True)
@@ -73,44 +75,23 @@ class Small:
     head_factor: float  # by how much the real vocabulary is larger
 
 
-class TooLargeToMeasure(Exception):
-    """Why not even a few layers can be measured here."""
-
-
-def measured_layers(shape: RunShape) -> tuple[int, int]:
-    """How many layers are measured, and with which vocabulary. Raises `TooLargeToMeasure`."""
-    whole = shape.layers <= WHOLE_MODEL_LAYERS
-    layers = shape.layers if whole else SEVERAL_LAYERS
-    vocabulary = shape.base.config.vocab_size
-    room = MEASURED_SHARE * available_bytes()
-    weights = layer_weights(shape.base, shape.layers)
-    hidden = shape.base.config.hidden_size
-    copies = 3 if shape.memory == "fast" else 2
-
-    def needed(layers: int, vocabulary: int) -> float:
-        return float((layers * weights + 2 * vocabulary * hidden) * shape.dtype.itemsize * copies)
-
-    while needed(layers, vocabulary) > room and layers > 2:
-        layers -= 1
-    while needed(layers, vocabulary) > room and vocabulary > 1024:
-        vocabulary //= 2
-    if needed(layers, vocabulary) > room:
-        raise TooLargeToMeasure(
-            f"two of its layers take {needed(2, 1024) / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free for measuring"
-        )
-    return layers, vocabulary
-
-
-def small_model(shape: RunShape, tokenizer: PreTrainedTokenizerBase, folder: Path, report: Reporter) -> Small:
+def small_model(
+    shape: RunShape,
+    sample: Sample,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    report: Reporter,
+    devices: Devices,
+) -> Small:
     """Random weights, and everything else as the run has it, measured choices included."""
-    layers, vocabulary = measured_layers(shape)
+    layers, vocabulary = sample.layers, sample.vocabulary
     rows: Sequence[RenderedExample] = shape.part.rows
     if vocabulary < shape.base.config.vocab_size:
         rows = [replace(row, ids=[token % vocabulary for token in row.ids]) for row in rows]
     settings = shape.spec.training.model_copy(
         update={"prefix_cache_gb": 0, "memory": shape.memory, "compile": "on" if shape.compiled else "off"}
     )
-    choices, words = Choices(folder, report, Devices()), Vocabulary(tokenizer, vocabulary)
+    choices, words = Choices(folder, report, devices), Vocabulary(tokenizer, vocabulary)
 
     def computed(model: PeftModel) -> Computation:
         return choose_computation(choices, model, words, settings, shape.precision, rows, report)  # type: ignore[arg-type]
@@ -137,73 +118,46 @@ def one_layer(computation: Any, settings: TrainingSettings) -> PackedComputation
     return one
 
 
-def chosen_batches(shape: RunShape, computation: Computation) -> list[list[int]]:
-    """Micro-batches of the first steps, the largest first and the others in random order: a fair sample."""
-    steps = range(min(shape.plan.total_steps, 8 + 64 // shape.plan.step_rows))
-    batches = [
-        batch for step in steps for batch in computation.micro_batches(shape.plan.row_indices(step), shape.part.rows)
-    ]
-    largest = max(batches, key=lambda batch: tokens_of(batch, shape.part.rows))
-    others = [batch for batch in batches if batch is not largest]
-    random.Random(0).shuffle(others)
-    return [largest, *others]
-
-
-def tokens_of(batch: list[int], rows: Sequence[RenderedExample]) -> int:
-    return sum(len(rows[index].ids) for index in batch)
-
-
-def cut_to(batch: list[int], rows: Sequence[RenderedExample], tokens: int) -> list[int]:
-    """As many rows of the batch as have at most so many tokens, at least one."""
-    kept: list[int] = []
-    for index in batch:
-        if kept and tokens_of([*kept, index], rows) > tokens:
-            break
-        kept.append(index)
-    return kept
-
-
-def affordable_tokens(shape: RunShape, layers: int, budget_s: float) -> int:
-    """How many tokens one measurement may have."""
-    flops_per_s = PROBE_FLOPS / matrix_seconds(shape.dtype)
-    per_token = 4 * (layer_weights(shape.base, shape.layers) * layers + head_elements(shape))
-    return max(1, int(FIRST_SHARE * budget_s * flops_per_s / per_token))
-
-
-def head_elements(shape: RunShape) -> int:
-    return int(shape.base.config.vocab_size * shape.base.config.hidden_size)
-
-
 def measure(
-    shape: RunShape, small: Small, batches: list[list[int]], folder: Path, budget_s: float, report: Reporter
+    shape: RunShape, small: Small, sample: Sample, devices: Devices, folder: Path, budget_s: float, report: Reporter
 ) -> Rates:
     """Compute micro-batches until the budget is spent; the first again at the end."""
     began = time.perf_counter()
-    rows = small.rows
-    warm = seconds(lambda: small.all.gradients(batches[0], rows, scale=1e-3, step=0))
-    first = [gradient_seconds(small.all, batches[0], rows)]
+    rows, batches = small.rows, sample.batches
+
+    def gradient_s(computation: Computation, of_each: list[Batch]) -> float:
+        batch = of_each[devices.rank]
+        return slowest(devices, lambda: batch and computation.gradients(batch, rows, scale=1e-3, step=0))
+
+    def forward_s(computation: Computation, of_each: list[Batch]) -> float:
+        batch = of_each[devices.rank]
+        return slowest(devices, lambda: batch and computation.loss(batch, rows))
+
+    warm = gradient_s(small.all, batches[0])
+    first = [gradient_s(small.all, batches[0])]
     samples: list[tuple[int, float, float]] = []  # tokens, with all layers, with one
     checks: list[tuple[int, float, float]] = []
-    for number, batch in enumerate([*batches, *batches]):
-        spent = time.perf_counter() - began
-        if number >= 2 and spent > budget_s * 0.9:
+    last_share = LAST_SHARE if devices.count == 1 else LAST_SHARE_OF_SEVERAL
+    for number, of_each in enumerate([*batches, *batches]):
+        spent = devices.agree(time.perf_counter() - began)
+        if number >= 2 and spent > budget_s * last_share:
             break
-        tokens = tokens_of(batch, rows)
+        tokens = most_tokens(of_each, rows)
         # Several layers meet the shapes first, as in a run; one layer then has what was compiled for them.
-        alone_before = gradient_seconds(small.one, batch, rows) if small.one else 0.0
-        every = gradient_seconds(small.all, batch, rows)
-        alone = gradient_seconds(small.one, batch, rows) if small.one else 0.0
+        alone_before = gradient_s(small.one, of_each) if small.one else 0.0
+        every = gradient_s(small.all, of_each)
+        alone = gradient_s(small.one, of_each) if small.one else 0.0
         samples.append((tokens, every + max(0.0, alone_before - alone), alone))
         if number % 4 == 0:
-            forward_one = forward_seconds(small.one, batch, rows) if small.one else 0.0
-            checks.append((tokens, forward_seconds(small.all, batch, rows), forward_one))
+            forward_one = forward_s(small.one, of_each) if small.one else 0.0
+            checks.append((tokens, forward_s(small.all, of_each), forward_one))
         if number % 8 == 4:
-            first.append(gradient_seconds(small.all, batches[0], rows))
+            first.append(gradient_s(small.all, batches[0]))
         report("progress", condition="measuring", done=min(budget_s, round(spent, 1)), total=budget_s)
-    first.append(gradient_seconds(small.all, batches[0], rows))
+    first.append(gradient_s(small.all, batches[0]))
     layer_s, rest_s = split(samples, small)
     forward_layer_s, forward_rest_s = split(checks, small)
-    update_s, save_s = update_and_save(small, folder, shape.spec.training)
+    update_s, save_s = update_and_save(small, devices, folder, shape.spec.training)
     return Rates(
         layer_s=layer_s,
         rest_s=rest_s * small.head_factor,
@@ -228,7 +182,7 @@ def split(samples: list[tuple[int, float, float]], small: Small) -> tuple[float,
     return layer, every - small.layers * layer
 
 
-def expected_growth(shape: RunShape, small: Small, batches: list[list[int]]) -> int:
+def expected_growth(shape: RunShape, small: Small, batches: list[Batch]) -> int:
     """Bytes that measuring takes by the rules of `estimate_memory`; what it takes more belongs to libraries.
 
     Has to be called before anything is measured.
@@ -261,29 +215,7 @@ def compute_all(computations: list[Computation], batches: list[list[int]], rows:
             computation.loss(batch, rows)
 
 
-def measured_batches(shape: RunShape, budget_s: float) -> list[list[int]]:
-    """Rows of the micro-batches that are measured, each affordable. Raises `TooLargeToMeasure`."""
-    layers, _ = measured_layers(shape)
-    rows: Sequence[RenderedExample] = shape.part.rows
-    limit = affordable_tokens(shape, layers, budget_s)
-    return [cut_to(batch, rows, limit) for batch in chosen_batches(shape, shape.computation())]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def gradient_seconds(computation: Computation, batch: list[int], rows: Sequence[RenderedExample]) -> float:
-    return seconds(lambda: computation.gradients(batch, rows, scale=1e-3, step=0))
-
-
-def forward_seconds(computation: Computation, batch: list[int], rows: Sequence[RenderedExample]) -> float:
-    return seconds(lambda: computation.loss(batch, rows))
-
-
-def update_and_save(small: Small, folder: Path, settings: TrainingSettings) -> tuple[float, float]:
+def update_and_save(small: Small, devices: Devices, folder: Path, settings: TrainingSettings) -> tuple[float, float]:
     """Seconds of an update per trained element, and of a checkpoint per byte of it, each as the run makes them."""
     parameters = trainable(small.model)
     optimizer = build_optimizer(settings.optimizer, parameters, rate=1e-6, weight_decay=0.0)
@@ -294,6 +226,10 @@ def update_and_save(small: Small, folder: Path, settings: TrainingSettings) -> t
         optimizer.step()
 
     update()  # allocates
-    update_s = statistics.median(seconds(update) for _ in range(3)) / elements
-    save_s = seconds(lambda: save_checkpoint(folder, small.model, optimizer, Progress(step=1), 1, {}))
-    return update_s, save_s / folder_size_bytes(folder / "checkpoints")
+    update_s = statistics.median(slowest(devices, update) for _ in range(3)) / elements
+
+    def per_byte() -> float:
+        save_s = seconds(lambda: save_checkpoint(folder, small.model, optimizer, Progress(step=1), 1, {}))
+        return save_s / folder_size_bytes(folder / "checkpoints")
+
+    return update_s, devices.found_by_first(per_byte)
