@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidData, NotFound
 from lorasmith.files import verify_manifest
-from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Dataset, Fate
+from lorasmith.schemas.data import DataImportSpec, DataPreparationSpec, Dataset, Example, Fate
 from lorasmith.services import data, data_curation, data_import
 from lorasmith.services.data_curation import curate
+from lorasmith.services.data_digests import duplicate_digest
 from lorasmith.services.data_import import import_dataset, only_import, work_place
 from lorasmith.services.data_progress import Progress
 from lorasmith.services.data_sources import find_dataset
@@ -193,11 +194,40 @@ def test_an_import_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(
     assert dataset_folders(workbench) == sorted([whole.id, parted.id])
 
 
+def test_ctrl_c_in_the_middle_of_a_row_is_no_error_of_the_row(
+    workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_many(tmp_path / "rows.jsonl", 5)
+    digests = 0
+
+    def digest(example: Example) -> bytes:
+        """As pydantic does, it makes an error of its own of what is raised within."""
+        nonlocal digests
+        digests += 1
+        try:
+            if digests == 3:
+                signal.raise_signal(signal.SIGINT)
+            return duplicate_digest(example)
+        except KeyboardInterrupt as interrupt:
+            raise ValueError(f"Error: {interrupt!r}") from interrupt
+
+    monkeypatch.setattr(data_curation, "duplicate_digest", digest)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted, match="stopped; no dataset 'rows' was made"):
+            import_dataset(workbench, path, DataImportSpec(name="rows"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert digests == 3
+    assert import_dataset(workbench, path, DataImportSpec(name="rows")).num_examples == 5
+
+
 IMPORT_AND_END = """
 import os, sys
 from pathlib import Path
 from lorasmith.schemas.data import DataImportSpec
 from lorasmith.services import data_curation
+from lorasmith.services.data_digests import duplicate_digest
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings

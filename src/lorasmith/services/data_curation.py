@@ -21,6 +21,7 @@ from typing import Any, Literal
 from lorasmith.errors import InvalidData
 from lorasmith.faults import fault_point
 from lorasmith.files import disk_errors
+from lorasmith.interrupts import between_interrupts
 from lorasmith.schemas.data import (
     PARTS,
     DataPreparationSpec,
@@ -199,7 +200,7 @@ class Curation:
             with disk_errors(Path(self.row_file.name)):
                 phase: Literal["reading", "continuing"] = "continuing" if self.rows else "reading"
                 report(Progress(phase, 0, self.source.bytes_total, self.rows))
-                for row in self.detected(self.source.rows(skip=self.rows)):
+                for row in between_interrupts(self.detected(self.source.rows(skip=self.rows))):
                     if self.rows == self.spec.max_rows:
                         self.source.notes.append(f"only its first {self.rows} rows were read, as asked")
                         break

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lorasmith.interrupts import between_interrupts
 from lorasmith.schemas.data import Example, Fate, Part
 from lorasmith.services.data_duplicates.clusters import components
 from lorasmith.services.data_duplicates.examples import row_of
@@ -29,7 +30,7 @@ def decide_near_duplicates(read: ReadRows, index_folder: Path, threshold: float,
 
 
 def rows_to_compare(rows: Path, report: Report) -> Iterator[Row]:
-    for number, text in enumerate(lines(rows), start=1):
+    for number, text in enumerate(between_interrupts(lines(rows)), start=1):
         example = Example.model_validate_json(text)
         yield row_of(example)
         if number % REPORT_EVERY_ROWS == 0:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from lorasmith.files import disk_errors
+from lorasmith.interrupts import between_interrupts
 from lorasmith.schemas.data import CONTENT_FIELDS, PARTS, STAYS, Example, Fate, LedgerLine, Part, SetAside
 from lorasmith.services.data_digests import canonical_json
 from lorasmith.services.data_index import ImportIndex
@@ -98,7 +99,7 @@ def write_parts(
         open_text(folder / SET_ASIDE) as set_aside,
         open_text(folder / LEDGER) as ledger,
     ):
-        for line, example, removal in walk(read, near_duplicate_at):
+        for line, example, removal in between_interrupts(walk(read, near_duplicate_at)):
             if removal is not None:
                 assert example is not None
                 aside = SetAside(line=line, example=Example.model_validate_json(example))
