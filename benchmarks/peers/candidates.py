@@ -69,12 +69,15 @@ GROUPED, FLAT, PACKED = ({"batching": batching} for batching in ("grouped", "fla
 ALL_PRECISIONS = ("fp32", "bf16", "bf16-weights")
 
 # What each library can do of the protocol. Unsloth refuses flat and packed rows on a CPU; torchtune has no autocast, and
-# compiles layer by layer and the loss, which its configurations recommend.
+# compiles layer by layer and the loss, which its configurations recommend. Axolotl and LLaMA-Factory pack only under
+# FlashAttention or while they tokenize.
 OFFERS: dict[str, tuple[tuple[str, ...], list[dict[str, Any]]]] = {
     "trl": (ALL_PRECISIONS, [*PADDED, GROUPED, FLAT, PACKED]),
     "unsloth": (ALL_PRECISIONS, [*PADDED, GROUPED]),
     "torchtune": (("fp32", "bf16-weights"), [*PADDED, PACKED, {"compile": True}]),
     "litgpt": (ALL_PRECISIONS, PADDED),
+    "axolotl": (("fp32",), PADDED),
+    "llamafactory": (ALL_PRECISIONS, PADDED),
 }
 
 

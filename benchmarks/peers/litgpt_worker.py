@@ -11,6 +11,7 @@ import protocol  # first: it starts the clock of load_seconds
 
 # isort: split
 
+import inputs
 import lightning
 import torch
 from litgpt.args import EvalArgs, TrainArgs
@@ -90,25 +91,25 @@ def load_weights(model: torch.nn.Module, settings: protocol.Settings, config: Co
         )
 
 
-def samples_of(row: dict[str, list[int]]) -> dict[str, Any]:
-    """A row as litgpt's SFTDataset gives it."""
-    ids = torch.tensor(row["input_ids"])
+def sample_of(row: dict[str, list[int]]) -> dict[str, Any]:
+    """A labelled row as litgpt's SFTDataset gives it."""
+    count = len(row["input_ids"])
     return {
-        "input_ids": ids,
-        "labels": torch.where(torch.tensor(row["completion_mask"]).bool(), ids, -100),
-        "token_counts": {"raw": len(ids), "raw_plus_prompt_template": len(ids)},
+        "input_ids": torch.tensor(row["input_ids"]),
+        "labels": torch.tensor(row["labels"]),
+        "token_counts": {"raw": count, "raw_plus_prompt_template": count},
     }
 
 
 class MeasuredFabric(lightning.Fabric):
-    """Fabric that hands the loss of every micro-batch to the clock, as a share of the step's mean over tokens."""
+    """Fabric that hands the loss of every micro-batch to the clock."""
 
     clock: StepClock
     labelled: list[int]  # of each micro-batch of the running step
-    losses: list[torch.Tensor]
+    micro_batches: int
 
     def backward(self, tensor: torch.Tensor, *arguments: Any, **named: Any) -> None:
-        self.losses.append(tensor.detach())
+        self.clock.records[-1].losses.append(tensor.detach() * self.micro_batches)  # litgpt has divided it
         super().backward(tensor, *arguments, **named)
 
 
@@ -123,13 +124,9 @@ class ConstantRate:
         return [self.rate]
 
     def step(self) -> None:
-        fabric, micro_batches = self.fabric, len(self.fabric.losses)
-        total = sum(fabric.labelled)
-        fabric.clock.records[-1].losses = [  # litgpt has divided each mean by the number of micro-batches
-            loss * micro_batches * count / total for loss, count in zip(fabric.losses, fabric.labelled, strict=True)
-        ]
-        fabric.losses, fabric.labelled = [], []
-        fabric.clock.end_step()
+        self.fabric.clock.records[-1].weigh_by_tokens(self.fabric.labelled)
+        self.fabric.labelled = []
+        self.fabric.clock.end_step()
 
 
 def main() -> None:
@@ -139,7 +136,9 @@ def main() -> None:
         torch.set_num_threads(settings["threads"])
     precision = PRECISIONS.get(settings["precision"]) or get_default_supported_precision(training=True)
     fabric = MeasuredFabric(accelerator="cpu", devices=1, precision=precision)
-    fabric.clock, fabric.labelled, fabric.losses = StepClock(), [], []
+    size = settings["rows_per_step"]
+    micro_batch_rows = settings["micro_batch_rows"] or size
+    fabric.clock, fabric.labelled, fabric.micro_batches = StepClock(), [], size // micro_batch_rows
     fabric.seed_everything(settings["seed"])
     config = model_config(settings)
     with fabric.init_module(empty_init=False):
@@ -153,16 +152,13 @@ def main() -> None:
     optimizer = fabric.setup_optimizers(optimizer)
     load_weights(model, settings, config)
 
-    rows = protocol.read_rows(settings)
-    size = settings["rows_per_step"]
-    micro_batch_rows = settings["micro_batch_rows"] or size
-    ordered = [samples_of(row) for step in settings["steps"] for row in rows[step * size : (step + 1) * size]]
+    ordered = [sample_of(row) for row in inputs.labelled_rows(settings)]
     collate = get_sft_collate_fn()
 
     def noted_batch(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = collate(samples)
         fabric.clock.records[-1].batches.append(batch["input_ids"])
-        fabric.labelled.append(int((batch["labels"] != -100).sum()))
+        fabric.labelled.append(int((batch["labels"] != inputs.IGNORED).sum()))
         return batch
 
     train_loader, no_validation = fabric.setup_dataloaders(
@@ -198,11 +194,11 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "precision": precision,
             "optimizer": type(optimizer.optimizer).__name__,
-            "trained_loss": "mean over tokens" if micro_batch_rows >= size else "mean of the micro-batches' means",
+            "trained_loss": "mean over tokens" if fabric.micro_batches == 1 else "mean of the micro-batches' means",
             "frozen_dtypes": sorted({str(value.dtype) for value in parameters if not value.requires_grad}),
             "trained_dtypes": sorted({str(value.dtype) for value in parameters if value.requires_grad}),
         },
-        "steps": step_reports(fabric.clock, rows),
+        "steps": step_reports(fabric.clock, protocol.read_rows(settings)),
         "load_seconds": fabric.clock.load_seconds,
         "peak_bytes": protocol.peak_bytes(),
     }

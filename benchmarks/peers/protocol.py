@@ -39,8 +39,9 @@ Answer:
     resolved       what the library decided, for the reader's eyes: {"threads": 2, "bf16": false, ...}
     steps          one object per trained step, in order: {"rows": [row numbers in the file], "tokens": unpadded tokens,
                    "labelled_tokens": tokens with completion_mask 1, "padded_tokens": tokens that went through the
-                   layers (= tokens without padding), "seconds": whole optimizer step, "loss": mean cross-entropy in
-                   nats over the labelled tokens of the step, before its update, unrounded}
+                   layers (= tokens without padding), "seconds": whole optimizer step, "cpu_seconds": of all
+                   threads, what can still be read where others use the machine, "loss": mean cross-entropy in nats
+                   over the labelled tokens of the step, before its update, unrounded}
     load_seconds   start of the process until just before the first step
     peak_bytes     `ru_maxrss` of the process, in bytes, read after the last step
     precision      ours only: "fp32" or "bf16", what "auto" became

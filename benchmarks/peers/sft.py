@@ -1,5 +1,5 @@
-"""What the TRL and Unsloth workers share: SFTTrainer's arguments for a setting, the rows in its order, and a trainer that
-keeps what each step trained on, how long it took and what it lost."""
+"""What the workers on transformers' Trainer share: one that keeps what each step trained on, how long it took and what it
+lost. For TRL and Unsloth also SFTTrainer's arguments for a setting, and the rows in its order."""
 
 from __future__ import annotations
 
@@ -121,6 +121,12 @@ def train(trainer_class: type, settings: protocol.Settings, arguments: Any, **pa
     if settings["batching"] == "packed":
         trainer.train_dataset = trainer.train_dataset.select(settings["steps"])
     trainer.train()
+    return trained_answer(trainer, rows)
+
+
+def trained_answer(trainer: Any, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """The answer of a measured trainer that has trained, without the library's name and its versions."""
+    arguments, clock = trainer.args, trainer.clock
     frozen = {str(parameter.dtype) for parameter in trainer.model.parameters() if not parameter.requires_grad}
     trained = {str(parameter.dtype) for parameter in trainer.model.parameters() if parameter.requires_grad}
     return {

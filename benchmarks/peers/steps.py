@@ -12,11 +12,16 @@ import torch
 
 @dataclass
 class StepRecord:
-    """One optimizer step: its micro-batches, their losses (which add up to the step's mean) and its time."""
+    """One optimizer step: its micro-batches, their losses (which add up to the step's mean) and its times."""
 
     batches: list[torch.Tensor] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def weigh_by_tokens(self, labelled: list[int]) -> None:
+        """Where each loss is a mean over the labelled tokens of its micro-batch: their shares of the step's mean."""
+        self.losses = [loss * count / sum(labelled) for loss, count in zip(self.losses, labelled, strict=True)]
 
 
 class StepClock:
@@ -25,17 +30,18 @@ class StepClock:
     def __init__(self) -> None:
         self.load_seconds = 0.0
         self.records = [StepRecord()]
-        self.mark = 0.0
+        self.mark = self.cpu_mark = 0.0
 
     def begin(self) -> None:
         self.load_seconds = protocol.load_seconds()
-        self.mark = time.perf_counter()
+        self.mark, self.cpu_mark = time.perf_counter(), time.process_time()
 
     def end_step(self) -> None:
-        now = time.perf_counter()
-        self.records[-1].seconds = now - self.mark
+        now, cpu_now = time.perf_counter(), time.process_time()
+        record = self.records[-1]
+        record.seconds, record.cpu_seconds = now - self.mark, cpu_now - self.cpu_mark
         self.records.append(StepRecord())
-        self.mark = now
+        self.mark, self.cpu_mark = now, cpu_now
 
 
 def step_reports(clock: StepClock, rows: list[dict[str, list[int]]]) -> list[dict[str, Any]]:
@@ -51,6 +57,7 @@ def step_reports(clock: StepClock, rows: list[dict[str, list[int]]]) -> list[dic
                 "labelled_tokens": sum(sum(rows[row]["completion_mask"]) for row in found),
                 "padded_tokens": sum(batch.numel() for batch in record.batches),
                 "seconds": record.seconds,
+                "cpu_seconds": record.cpu_seconds,
                 "loss": float(sum(loss.item() for loss in record.losses)),
             }
         )

@@ -9,6 +9,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import inputs
 import protocol
 import torch
 import torchtune
@@ -116,17 +117,13 @@ def rows_to_train(
     tokenizer: Any, *, rows: str, steps: list[int], rows_per_step: int, packed: bool, packed_tokens: int
 ) -> list[dict[str, Any]]:
     """The rows of the wanted steps as torchtune's datasets give them, or the wanted packs of all rows."""
-    samples = [
-        {
-            "tokens": row["input_ids"],
-            "labels": [id if mask else -100 for id, mask in zip(row["input_ids"], row["completion_mask"], strict=True)],
-        }
-        for row in protocol.read_rows({"rows": rows})
-    ]
-    if packed:
-        packs = PackedDataset(samples, max_seq_len=packed_tokens, padding_idx=tokenizer.pad_id)
-        return [packs[number] for number in steps]
-    return [sample for step in steps for sample in samples[step * rows_per_step : (step + 1) * rows_per_step]]
+    all_steps = list(range(len(protocol.read_rows({"rows": rows})) // rows_per_step))
+    wanted = {"rows": rows, "rows_per_step": rows_per_step, "steps": all_steps if packed else steps}
+    samples = [{"tokens": row["input_ids"], "labels": row["labels"]} for row in inputs.labelled_rows(wanted)]
+    if not packed:
+        return samples
+    packs = PackedDataset(samples, max_seq_len=packed_tokens, padding_idx=tokenizer.pad_id)
+    return [packs[number] for number in steps]
 
 
 def tune_adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -163,8 +160,7 @@ class MeasuredRecipe(recipe_class()):
         return loss
 
     def step(self) -> None:
-        record, total = self.clock.records[-1], sum(self.labelled)
-        record.losses = [loss * count / total for loss, count in zip(record.losses, self.labelled, strict=True)]
+        self.clock.records[-1].weigh_by_tokens(self.labelled)
         self.labelled = []
         self.clock.end_step()
 
