@@ -1,7 +1,8 @@
 """LoRA training on a CPU: ours against TRL and the other peers of peers/, on the rows of workload.py.
 
 python benchmarks/train_vs_trl.py [--full] [--shape NAME]: JSON lines, one closing line per bar, exit 1 when short. The
-first run makes the peers' environments, the base model and TRL's reference losses under --cache; they stay there.
+first run makes the environments of the peers that it races (--full: of all, 13 GB), the base model and TRL's reference
+losses under --cache; they stay there.
 
 The 12 minutes of a run without --full, at 45 tokens/s for the best peers and 27 for TRL's default. A process trains
 steps 0 and 2 and is timed on step 2: 755 and 725 tokens, padded to 808 and 1,248 (0.58 of step 2 is not padding; 0.64 of
