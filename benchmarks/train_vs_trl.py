@@ -1,7 +1,8 @@
-"""LoRA training on a CPU: ours against TRL and Unsloth, on the rows of workload.py.
+"""LoRA training on a CPU: ours against TRL and the other peers of peers/, on the rows of workload.py.
 
 python benchmarks/train_vs_trl.py [--full] [--shape NAME]: JSON lines, one closing line per bar, exit 1 when short. The
-first run makes the peers' environments, the base model and TRL's reference losses under --cache; they stay there.
+first run makes the environments of the peers that it races (--full: of all, 13 GB), the base model and TRL's reference
+losses under --cache; they stay there.
 
 The 12 minutes of a run without --full, at 45 tokens/s for the best peers and 27 for TRL's default. A process trains
 steps 0 and 2 and is timed on step 2: 755 and 725 tokens, padded to 808 and 1,248 (0.58 of step 2 is not padding; 0.64 of
@@ -240,7 +241,7 @@ def alternate(contest: Contest, peers: list[Peer], arguments: argparse.Namespace
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compare our LoRA training step with TRL's and Unsloth's on this CPU")
+    parser = argparse.ArgumentParser(description="Compare our LoRA training step with the peers' on this CPU")
     parser.add_argument("--shape", choices=workload.SHAPES, default="qwen2-0.5b", help="the model's shape")
     parser.add_argument("--full", action="store_true", help="search the peers' settings and train all steps; hours")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="ours only")
@@ -256,7 +257,9 @@ def main() -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """Everything from the preparation to the closing lines; returns the exit status."""
     contest = Contest(arguments.shape, arguments.cache.expanduser().resolve(), arguments.threads)
-    contest.prepare(["lorasmith", "trl", "unsloth"])
+    remembered = candidates.remembered_best(contest.folder / "best-peers.json")
+    rivals = candidates.search_candidates() if arguments.full else (remembered or candidates.LIKELY_BEST[True])[:2]
+    contest.prepare(list(dict.fromkeys(["lorasmith", "trl", *(peer.library for peer in rivals)])))
     references = reference_losses(contest)
 
     began = time.perf_counter()
@@ -265,11 +268,8 @@ def compare(arguments: argparse.Namespace) -> int:
     if not native_bf16:
         emit(BENCHMARK, note="this CPU does not multiply bf16 natively; the bars were set on one with AVX-512 bf16")
     mode = own_choice("bf16" if native_bf16 else "fp32", contest.config)
-    if arguments.full:
-        best = search_peers(contest, keep=4)
-    else:
-        remembered = candidates.remembered_best(contest.folder / "best-peers.json")
-        best = (remembered or candidates.LIKELY_BEST[native_bf16])[:2]
+    likely_best = (remembered or candidates.LIKELY_BEST[native_bf16])[:2]
+    best = search_peers(contest, keep=4) if arguments.full else likely_best
     peers = [peer for peer in (candidates.TRL_DEFAULT, *best) if peer.fits(contest.config, available_bytes())]
     if not peers:
         print("error: no peer fits into this machine's memory", file=sys.stderr)

@@ -64,18 +64,30 @@ LIKELY_BEST = {
     False: [Peer("trl", "fp32", "flat"), Peer("unsloth", "fp32", micro_batch_rows=1)],
 }
 
+PADDED: list[dict[str, Any]] = [{}, {"micro_batch_rows": 1}]
+GROUPED, FLAT, PACKED = ({"batching": batching} for batching in ("grouped", "flat", "packed"))
+ALL_PRECISIONS = ("fp32", "bf16", "bf16-weights")
+
+# What each library can do of the protocol. Unsloth refuses flat and packed rows on a CPU; torchtune has no autocast, and
+# compiles layer by layer and the loss, which its configurations recommend. Axolotl and LLaMA-Factory pack only under
+# FlashAttention or while they tokenize.
+OFFERS: dict[str, tuple[tuple[str, ...], list[dict[str, Any]]]] = {
+    "trl": (ALL_PRECISIONS, [*PADDED, GROUPED, FLAT, PACKED]),
+    "unsloth": (ALL_PRECISIONS, [*PADDED, GROUPED]),
+    "torchtune": (("fp32", "bf16-weights"), [*PADDED, PACKED, {"compile": True}]),
+    "litgpt": (ALL_PRECISIONS, PADDED),
+    "axolotl": (("fp32",), PADDED),
+    "llamafactory": (ALL_PRECISIONS, PADDED),
+}
+
 
 def search_candidates() -> list[Peer]:
-    """Every library with every dtype and batching that it has. Unsloth refuses flat and packed rows on a CPU."""
-    batchings: dict[str, list[dict[str, Any]]] = {
-        "unsloth": [{}, {"micro_batch_rows": 1}, {"batching": "grouped"}],
-    }
-    batchings["trl"] = [*batchings["unsloth"], {"batching": "flat"}, {"batching": "packed"}]
+    """Every library with every dtype and batching that it has on a CPU."""
     return [
         Peer(library, precision, **batching)
-        for library in ("trl", "unsloth")
-        for precision in ("fp32", "bf16", "bf16-weights")
-        for batching in batchings[library]
+        for library, (precisions, batchings) in OFFERS.items()
+        for precision in precisions
+        for batching in batchings
     ]
 
 

@@ -15,7 +15,8 @@ Settings; those marked "peers" or "ours" are absent for the others:
                             rows_per_step * k and up; else the k-th step in the library's own order. The weights
                             after one step are the start of the next. The reader leaves the first out of its times.
     precision               "default" (the library decides), "fp32", "bf16" (autocast over float32 weights; for ours:
-                            bf16 weights and products), "bf16-weights" (peers: frozen weights in bf16, autocast),
+                            bf16 weights and products), "bf16-weights" (peers: frozen weights in bf16, autocast; where
+                            the library has one dtype for everything, LoRA in bf16 too: `resolved` says so),
                             "auto" (ours: bf16 where the CPU multiplies it natively, else fp32)
     threads                 int, or null: the library's own default
     batching                "fixed" (rows in file order, padded), "flat" (in file order, laid end to end without padding),
@@ -33,13 +34,14 @@ Settings; those marked "peers" or "ours" are absent for the others:
 
 Answer:
 
-    library        "trl", "unsloth", "lorasmith"
+    library        "lorasmith", or a peer as runner.py names it
     versions       {"torch": "2.13.0+cpu", ...}
     resolved       what the library decided, for the reader's eyes: {"threads": 2, "bf16": false, ...}
     steps          one object per trained step, in order: {"rows": [row numbers in the file], "tokens": unpadded tokens,
                    "labelled_tokens": tokens with completion_mask 1, "padded_tokens": tokens that went through the
-                   layers (= tokens without padding), "seconds": whole optimizer step, "loss": mean cross-entropy in
-                   nats over the labelled tokens of the step, before its update, unrounded}
+                   layers (= tokens without padding), "seconds": whole optimizer step, "cpu_seconds": of all
+                   threads, what can still be read where others use the machine, "loss": mean cross-entropy in nats
+                   over the labelled tokens of the step, before its update, unrounded}
     load_seconds   start of the process until just before the first step
     peak_bytes     `ru_maxrss` of the process, in bytes, read after the last step
     precision      ours only: "fp32" or "bf16", what "auto" became

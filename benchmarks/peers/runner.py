@@ -21,8 +21,15 @@ INSTALLS: dict[str, list[list[str]]] = {
         ["--requirement", "requirements-unsloth.txt"],
         ["--no-deps", "--requirement", "requirements-unsloth-no-deps.txt"],
     ],
+    "torchtune": [["--requirement", "requirements-torchtune.txt"]],
+    "litgpt": [["--requirement", "requirements-litgpt.txt"]],
+    "axolotl": [["--requirement", "requirements-axolotl.txt"]],
+    "llamafactory": [
+        ["--requirement", "requirements-llamafactory.txt"],
+        ["--no-deps", "--requirement", "requirements-llamafactory-no-deps.txt"],
+    ],
 }
-SCRIPTS = {"lorasmith": "ours_worker.py", "trl": "trl_worker.py", "unsloth": "unsloth_worker.py"}
+SCRIPTS = {"lorasmith": "ours_worker.py"} | {library: f"{library}_worker.py" for library in INSTALLS}
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
 
 Answer = dict[str, Any]

@@ -1,14 +1,13 @@
-"""What the TRL and Unsloth workers share: SFTTrainer's arguments for a setting, the rows in its order, and a trainer that
-keeps what each step trained on, how long it took and what it lost."""
+"""What the workers on transformers' Trainer share: one that keeps what each step trained on, how long it took and what it
+lost. For TRL and Unsloth also SFTTrainer's arguments for a setting, and the rows in its order."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import protocol
 import torch
+from steps import StepClock, step_reports
 from transformers import TrainerCallback
 
 BATCHINGS = ("fixed", "flat", "grouped", "packed")
@@ -82,39 +81,21 @@ def rows_to_train(settings: protocol.Settings, rows: list[dict[str, list[int]]])
     return [row for step in settings["steps"] for row in ordered[step * size : (step + 1) * size]]
 
 
-@dataclass
-class StepRecord:
-    """One optimizer step: its micro-batches, their losses (which add up to the step's mean) and its time."""
-
-    batches: list[torch.Tensor] = field(default_factory=list)
-    losses: list[torch.Tensor] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-class StepClock(TrainerCallback):
-    """Times whole steps: from the end of the one before, so that fetching the batch counts too."""
-
-    def __init__(self) -> None:
-        self.load_seconds = 0.0
-        self.records: list[StepRecord] = [StepRecord()]
-        self.mark = 0.0
+class TrainerClock(StepClock, TrainerCallback):
+    """The clock, told by the trainer."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.load_seconds = protocol.load_seconds()
-        self.mark = time.perf_counter()
+        self.begin()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        now = time.perf_counter()
-        self.records[-1].seconds = now - self.mark
-        self.records.append(StepRecord())
-        self.mark = now
+        self.end_step()
 
 
 def measured_trainer(trainer_class: type) -> type:
     """The trainer class, with every micro-batch and its loss handed to the clock in `clock`."""
 
     class MeasuredTrainer(trainer_class):
-        clock: StepClock
+        clock: TrainerClock
 
         def training_step(self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any) -> torch.Tensor:
             record = self.clock.records[-1]
@@ -126,25 +107,6 @@ def measured_trainer(trainer_class: type) -> type:
     return MeasuredTrainer
 
 
-def step_reports(clock: StepClock, rows: list[dict[str, list[int]]]) -> list[dict[str, Any]]:
-    """The answer's `steps`."""
-    finder = protocol.RowFinder(rows)
-    reports = []
-    for record in clock.records[:-1]:
-        found = [row for batch in record.batches for row in finder.rows_in(batch.tolist())]
-        reports.append(
-            {
-                "rows": found,
-                "tokens": sum(len(rows[row]["input_ids"]) for row in found),
-                "labelled_tokens": sum(sum(rows[row]["completion_mask"]) for row in found),
-                "padded_tokens": sum(batch.numel() for batch in record.batches),
-                "seconds": record.seconds,
-                "loss": float(sum(loss.item() for loss in record.losses)),
-            }
-        )
-    return reports
-
-
 def train(trainer_class: type, settings: protocol.Settings, arguments: Any, **parts: Any) -> dict[str, Any]:
     """Train the wanted steps and return the answer, without the library's name and its versions.
 
@@ -153,12 +115,18 @@ def train(trainer_class: type, settings: protocol.Settings, arguments: Any, **pa
     check_arguments(settings, arguments)
     rows = protocol.read_rows(settings)
     dataset = parts.pop("dataset_class").from_list(rows_to_train(settings, rows))
-    clock = StepClock()
+    clock = TrainerClock()
     trainer = measured_trainer(trainer_class)(args=arguments, train_dataset=dataset, callbacks=[clock], **parts)
     trainer.clock = clock
     if settings["batching"] == "packed":
         trainer.train_dataset = trainer.train_dataset.select(settings["steps"])
     trainer.train()
+    return trained_answer(trainer, rows)
+
+
+def trained_answer(trainer: Any, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """The answer of a measured trainer that has trained, without the library's name and its versions."""
+    arguments, clock = trainer.args, trainer.clock
     frozen = {str(parameter.dtype) for parameter in trainer.model.parameters() if not parameter.requires_grad}
     trained = {str(parameter.dtype) for parameter in trainer.model.parameters() if parameter.requires_grad}
     return {
