@@ -68,7 +68,16 @@ def test_each_form_of_a_call_becomes_the_same(values: dict[str, Any]) -> None:
         ([USER, call(), USER, ANSWER], "field `messages[2].role`: found user after call, expected tool: the result of"),
         (
             [USER, call(), {"role": "tool", "content": "1", "tool_call_id": "2"}, ANSWER],
-            "field `messages[2].tool_call_id`: found '2', expected one of 1",
+            "field `messages[2].tool_call_id`: found '2', expected one of '1'",
+        ),
+        (  # the id of a call that no file can hold
+            [
+                USER,
+                {**call(), "tool_calls": [{**call()["tool_calls"][0], "id": "\ud800"}]},
+                {"role": "tool", "content": "1", "tool_call_id": "2"},
+                ANSWER,
+            ],
+            "field `messages[2].tool_call_id`: found '2', expected one of '\\ud800'",
         ),
         (
             [{**USER, "weight": 0}, ANSWER],

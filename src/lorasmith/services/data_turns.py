@@ -202,7 +202,9 @@ def check_calls(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | N
     for index, message in enumerate(messages):
         where = f"{field}[{index}]"
         if message.tool_call_id is not None and ids and message.tool_call_id not in ids:
-            raise BadRow(f"{where}.tool_call_id", repr(message.tool_call_id), f"one of {', '.join(sorted(ids))}")
+            raise BadRow(
+                f"{where}.tool_call_id", repr(message.tool_call_id), f"one of {', '.join(map(repr, sorted(ids)))}"
+            )
         for number, call in enumerate(message.tool_calls or ()):
             if call.id is not None:
                 ids.add(call.id)
