@@ -102,3 +102,9 @@ def test_a_template_that_may_look_into_a_content_is_recognised(body: str) -> Non
 def test_a_name_that_is_read_above_its_assignment_is_followed() -> None:
     template = "{% set said = '' %}" + over_messages("{% if said == 'x' %}a{% endif %}{% set said = m.content %}")
     assert content_flow(template) is None
+
+
+def test_a_template_that_would_take_long_to_follow_is_left_alone() -> None:
+    chain = "".join(f"{{% set a{number} = a{number + 1} %}}" for number in range(20))
+    assert content_flow(over_messages(chain + "{% set a20 = m.content %}{{ a0 }}")) is None
+    assert content_flow(over_messages("{{ m.content }}{{ " + " + ".join(["'a'"] * 5000) + " }}")) is None

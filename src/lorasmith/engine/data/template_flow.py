@@ -19,6 +19,7 @@ from lorasmith.engine.data.template_limits import Generation
 TRIMMING = {"strip", "lstrip", "rstrip"}
 FUNCTIONS = {"namespace", "range", "raise_exception"}
 TYPE_TESTS = {"defined", "undefined", "none", "string", "mapping", "number", "boolean", "sequence", "iterable"}
+MOST_PASSES = 8  # over a template; real ones take two or three, and a chain of names could take one for each
 LOOP_COUNTS = {"index", "index0", "revindex", "revindex0", "first", "last", "length"}
 
 
@@ -53,13 +54,14 @@ def content_flow(template: str) -> Flow | None:
     reader = Reader()
     try:
         tree = environment.parse(template)
-        before: dict[str, Holds] | None = None
-        while before != reader.names:  # a name may be read above where it is assigned, in the next turn of a loop
+        for _ in range(MOST_PASSES):  # a name may be read above where it is assigned, in the next turn of a loop
             before = dict(reader.names)
             reader.statements(tree.body)
-    except LooksInside:
-        return None
-    return Flow(reader.trims)
+            if before == reader.names:
+                return Flow(reader.trims)
+    except (LooksInside, RecursionError):
+        pass
+    return None
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Reader:
     """Follows statements in any order: what a name holds is what any of its assignments gives it."""
 
     names: dict[str, Holds] = field(default_factory=lambda: {"messages": LIST})
+    namespaces: set[str] = field(default_factory=set)  # what has parts; by another name it would be the same one
     trims: bool = False
 
     def statements(self, body: list[nodes.Node]) -> None:
@@ -101,6 +104,7 @@ class Reader:
             case nodes.Name(name=name):
                 self.bind(name, holds)
             case nodes.NSRef(name=name, attr=attribute):
+                self.namespaces.add(name)
                 self.bind(f"{name}.{attribute}", holds)
             case nodes.Tuple(items=items) if holds is CLEAN:
                 for item in items:
@@ -138,7 +142,7 @@ class Reader:
         match node:
             case nodes.Const() | nodes.TemplateData():
                 return CLEAN
-            case nodes.Name(name=name) if name != "loop" and not self.is_namespace(name):
+            case nodes.Name(name=name) if name != "loop" and name not in self.namespaces:
                 return self.names.get(name, CLEAN)
             case nodes.Getattr(node=owner, attr=key):
                 return self.member(owner, key)
@@ -179,14 +183,10 @@ class Reader:
                 return self.clean(*(part for pair in items for part in (pair.key, pair.value)))
         raise LooksInside
 
-    def is_namespace(self, name: str) -> bool:
-        """Whether something is assigned to a part of it. By another name it would be the same one."""
-        return any(known.startswith(f"{name}.") for known in self.names)
-
     def member(self, owner: nodes.Node, key: str) -> Holds:
         if isinstance(owner, nodes.Name) and owner.name == "loop" and key in LOOP_COUNTS:
             return CLEAN  # the others are items of what it goes over
-        if isinstance(owner, nodes.Name) and self.is_namespace(owner.name):
+        if isinstance(owner, nodes.Name) and owner.name in self.namespaces:
             return self.names.get(f"{owner.name}.{key}", CLEAN)
         holds = self.value(owner)
         if holds is CLEAN:

@@ -18,9 +18,8 @@ from lorasmith.schemas.data import Message, Role
 
 MOST_MESSAGES = 16  # in longer conversations few have one form, and rendering is a small part of the work
 MOST_FORMS = 1024
-TIMES_WRITTEN = (
-    2  # of each content; a template that writes them more often renders each conversation, within its limits
-)
+# Of each content; a template that writes them more often renders each conversation, within its limits.
+TIMES_WRITTEN = 2
 
 Conversation = Sequence[Message]
 Key = tuple[tuple[Role, bool], ...]  # of each message its role, and whether it has a content
