@@ -7,7 +7,7 @@ memory grows with the length and not with its square. Queries that share a key h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -116,9 +116,7 @@ def attend_backward(
     dk = workspace.take("dk", *k.shape).zero_()
     dv = workspace.take("dv", *k.shape).zero_()
     offset = 0
-    for segment in segments:
-        keys, values = gathered(k, segment, workspace, "keys"), gathered(v, segment, workspace, "values")
-        dkeys, dvalues = gradient_of(dk, segment, workspace, "dkeys"), gradient_of(dv, segment, workspace, "dvalues")
+    for segment, keys, values, dkeys, dvalues in seen_by_each(k, v, dk, dv, segments, workspace):
         for block in blocks(segment, heads.window):
             size, queries, seen = block.size(heads), queries_of(segment, block), slice(block.seen, block.last)
             if keeps(segment, kept_tokens):
@@ -133,8 +131,6 @@ def attend_backward(
             dq[:, queries] = torch.bmm(dp, keys[:, seen]).view(heads.key_heads, -1, heads.group, heads.head_dim)
             folded = q[:, queries].reshape(heads.key_heads, -1, heads.head_dim)
             dkeys[:, seen] += torch.bmm(dp.transpose(1, 2), folded)
-        scatter(dkeys, dk, segment)
-        scatter(dvalues, dv, segment)
     return dq, dk, dv
 
 
@@ -180,6 +176,18 @@ def gradient_of(x: Tensor, segment: Segment, workspace: Workspace, name: str) ->
     if not segment.before:
         return x[:, segment.own]
     return workspace.take(name, x.shape[0], segment.offset + segment.length, x.shape[2]).zero_()
+
+
+def seen_by_each(
+    k: Tensor, v: Tensor, dk: Tensor, dv: Tensor, segments: list[Segment], workspace: Workspace
+) -> Iterator[tuple[Segment, Tensor, Tensor, Tensor, Tensor]]:
+    """Each segment with the keys and values that it sees, and where their gradients are summed; then dk and dv get these."""
+    for segment in segments:
+        keys, values = gathered(k, segment, workspace, "keys"), gathered(v, segment, workspace, "values")
+        dkeys, dvalues = gradient_of(dk, segment, workspace, "dkeys"), gradient_of(dv, segment, workspace, "dvalues")
+        yield segment, keys, values, dkeys, dvalues
+        scatter(dkeys, dk, segment)
+        scatter(dvalues, dv, segment)
 
 
 def scatter(gradient: Tensor, x: Tensor, segment: Segment) -> None:

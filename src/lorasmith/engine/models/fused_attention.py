@@ -20,9 +20,8 @@ from lorasmith.engine.models.attention import (
     Heads,
     blocks,
     gathered,
-    gradient_of,
     queries_of,
-    scatter,
+    seen_by_each,
     visible,
 )
 from lorasmith.engine.models.packing import Segment
@@ -71,9 +70,7 @@ def attend_backward(
     dq = workspace.take("dq", *q.shape)
     dk = workspace.take("dk", *k.shape).zero_()
     dv = workspace.take("dv", *k.shape).zero_()
-    for segment in segments:
-        keys, values = gathered(k, segment, workspace, "keys"), gathered(v, segment, workspace, "values")
-        dkeys, dvalues = gradient_of(dk, segment, workspace, "dkeys"), gradient_of(dv, segment, workspace, "dvalues")
+    for segment, keys, values, dkeys, dvalues in seen_by_each(k, v, dk, dv, segments, workspace):
         for block in parts(segment, heads):
             queries, seen = queries_of(segment, block), slice(block.seen, block.last)
             inputs = [part.detach().requires_grad_() for part in (q[:, queries], keys[:, seen], values[:, seen])]
@@ -83,8 +80,6 @@ def attend_backward(
             dq[:, queries] = found[0]
             dkeys[:, seen] += found[1]
             dvalues[:, seen] += found[2]
-        scatter(dkeys, dk, segment)
-        scatter(dvalues, dv, segment)
     return dq, dk, dv
 
 
