@@ -95,7 +95,7 @@ class Estimate(BaseModel):
     longest_row_tokens: int
     steps: int
     processes: int = Field(1, description="That share each step, and the cores.")
-    precision: Literal["bf16", "fp32"]
+    precision: Literal["bf16", "int16", "fp32"]
     memory_mode: Literal["fast", "lean"]
     compiled: bool
     computed_by: Literal["packed decoder", "PEFT"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lorasmith.engine.lora.quantized import QuantizedWeight
+from lorasmith.engine.lora.integer_products import coded, integer_product
+from lorasmith.engine.lora.quantized import AsStored, QuantizedWeight
 from lorasmith.engine.models.workspace import Workspace
 
 WIDENED_ELEMENTS = 1 << 25  # 128 MB in fp32
@@ -70,15 +71,18 @@ class QuantizedMatrix:
     the products slower than they saved (benchmarks/NOTES.md).
     """
 
-    def __init__(self, parts: Sequence[QuantizedWeight]) -> None:
+    def __init__(
+        self, parts: Sequence[QuantizedWeight], dequantized: Callable[[Tensor], FrozenMatrix] = PlainMatrix
+    ) -> None:
         self.parts = parts
+        self.dequantized = dequantized  # how the buffer is multiplied
         self.path: str = parts[0].kind
 
     def forward(self, x: Tensor, bias: Tensor | None, workspace: Workspace, name: str) -> Tensor:
-        return PlainMatrix(self.dequantize(workspace)).forward(x, bias, workspace, name)
+        return self.dequantized(self.dequantize(workspace)).forward(x, bias, workspace, name)
 
     def backward(self, gradient: Tensor, workspace: Workspace, name: str) -> Tensor:
-        return PlainMatrix(self.dequantize(workspace)).backward(gradient, workspace, name)
+        return self.dequantized(self.dequantize(workspace)).backward(gradient, workspace, name)
 
     def dequantize(self, workspace: Workspace) -> Tensor:
         rows = [part.shape[0] for part in self.parts]
@@ -97,17 +101,17 @@ class WidenedMatrix:
     path = "stored"
 
     def __init__(self, values: Tensor) -> None:
-        self.shape = values.shape
+        self.values = values
         self.blocks = values.split(max(1, WIDENED_ELEMENTS // values.shape[1]))
 
     def forward(self, x: Tensor, bias: Tensor | None, workspace: Workspace, name: str) -> Tensor:
-        out = workspace.take(name, len(x), self.shape[0])
+        out = workspace.take(name, len(x), self.values.shape[0])
         for block, columns in zip(self.blocks, out.split([len(block) for block in self.blocks], dim=1), strict=True):
             torch.mm(x, self.widened(block, workspace).t(), out=columns)
         return out if bias is None else out.add_(bias)
 
     def backward(self, gradient: Tensor, workspace: Workspace, name: str) -> Tensor:
-        out = workspace.take(name, len(gradient), self.shape[1]).zero_()
+        out = workspace.take(name, len(gradient), self.values.shape[1]).zero_()
         for block, columns in zip(
             self.blocks, gradient.split([len(block) for block in self.blocks], dim=1), strict=True
         ):
@@ -116,6 +120,41 @@ class WidenedMatrix:
 
     def widened(self, block: Tensor, workspace: Workspace) -> Tensor:
         return workspace.take("dequantized", *block.shape).copy_(block)
+
+
+class IntegerMatrix:
+    """Weights (out, in) as they are stored, in fp32, bf16 or fp16, one below the other, multiplied in integers."""
+
+    path = "int16"
+
+    def __init__(self, *parts: Tensor) -> None:
+        self.parts = parts
+        self.rows = [len(part) for part in parts]
+
+    def forward(self, x: Tensor, bias: Tensor | None, workspace: Workspace, name: str) -> Tensor:
+        out = workspace.take(name, len(x), sum(self.rows))
+        codes = coded(x, workspace)
+        for part, columns in zip(self.parts, out.split(self.rows, dim=1), strict=True):
+            integer_product(codes, part, columns)
+        return out if bias is None else out.add_(bias)
+
+    def backward(self, gradient: Tensor, workspace: Workspace, name: str) -> Tensor:
+        out = workspace.take(name, len(gradient), self.parts[0].shape[1])
+        for number, (part, columns) in enumerate(zip(self.parts, gradient.split(self.rows, dim=1), strict=True)):
+            integer_product(coded(columns, workspace), part, out, along_rows=True, add=number > 0)
+        return out
+
+
+def in_integers(matrix: FrozenMatrix) -> FrozenMatrix:
+    """The same weights, multiplied in integers."""
+    if isinstance(matrix, PlainMatrix):
+        return IntegerMatrix(matrix.weight)
+    if isinstance(matrix, WidenedMatrix):
+        return IntegerMatrix(matrix.values)
+    if isinstance(matrix, QuantizedMatrix):
+        as_stored = [part.values for part in matrix.parts if isinstance(part, AsStored)]
+        return IntegerMatrix(*as_stored) if as_stored else QuantizedMatrix(matrix.parts, IntegerMatrix)
+    return matrix
 
 
 def pack_weight(weight: Tensor) -> Tensor:

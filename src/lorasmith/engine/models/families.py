@@ -11,7 +11,14 @@ from peft import PeftModel
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from lorasmith.engine.lora.frozen import FrozenMatrix, PackedMatrix, PlainMatrix, QuantizedMatrix, WidenedMatrix
+from lorasmith.engine.lora.frozen import (
+    FrozenMatrix,
+    PackedMatrix,
+    PlainMatrix,
+    QuantizedMatrix,
+    WidenedMatrix,
+    in_integers,
+)
 from lorasmith.engine.lora.group import LoRAGroup, LowRank
 from lorasmith.engine.lora.quantized import AsStored
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
@@ -157,6 +164,13 @@ def pack_weights(decoder: Decoder, model: PeftModel) -> None:
             linear = getattr(linear, "base_layer", linear)
             linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
     decoder.head = packed_matrix(decoder.head)
+
+
+def multiply_in_integers(decoder: Decoder) -> None:
+    """Every product with a frozen weight; nothing is copied."""
+    for group in decoder.groups:
+        group.weight = in_integers(group.weight)
+    decoder.head = in_integers(decoder.head)
 
 
 def packing_bytes(decoder: Decoder) -> int:

@@ -22,7 +22,7 @@ from lorasmith.engine.models.loading import (
     load_within_memory,
     model_folder,
 )
-from lorasmith.engine.models.precision import choose_precision
+from lorasmith.engine.models.precision import native_precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import Message
@@ -40,7 +40,7 @@ def run(order: JobOrder, folder: Path, report: Reporter) -> GenerationResult:
         check_base(adapter, base_folder)
     own_tokenizer = adapter is not None and (adapter / "tokenizer.json").is_file()
     tokenizer = load_tokenizer(adapter if adapter and own_tokenizer else base_folder)
-    model: Any = load_within_memory(base_folder, choose_precision("auto"))
+    model: Any = load_within_memory(base_folder, native_precision())
     stop_ids = eos_token_ids(model, tokenizer)
     context = context_tokens(model)
     if adapter is not None:

@@ -18,7 +18,14 @@ from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.models.device import CPU, Device, choose_device, device_name, device_of, kind_of
 from lorasmith.engine.models.elementwise import can_compile
 from lorasmith.engine.models.families import Decoder, NotPacked, pack_weights, packing_bytes
-from lorasmith.engine.models.precision import Precision, Weights, choose_memory, choose_weights
+from lorasmith.engine.models.precision import (
+    Precision,
+    Weights,
+    check_precision,
+    choose_memory,
+    choose_precision,
+    choose_weights,
+)
 from lorasmith.engine.models.prefix_cache import PrefixCache
 from lorasmith.engine.models.quantized_loading import half_bytes
 from lorasmith.engine.models.workspace import retain_heap
@@ -109,6 +116,13 @@ def choose_training_device(choices: Choices, settings: TrainingSettings) -> Devi
     return device
 
 
+def choose_training_precision(choices: Choices, settings: TrainingSettings, device: Device) -> Precision:
+    """That in which the run began. Raises `InvalidSpec` where this machine cannot compute in it."""
+    precision = choices.once("precision", lambda: choose_precision(settings.precision, device))
+    check_precision(precision, device)
+    return precision
+
+
 def choose_base(
     choices: Choices, spec: TrainingSpec, precision: Precision, folder: Path, device: Device = "cpu"
 ) -> Quantization | None:
@@ -159,10 +173,12 @@ def choose_computation(
             batch_rows=choices.made.get(MICRO_BATCH, settings.batch_size),
             reason=str(reason),
         )
-    wanted = "lean" if choices.made.get("weights") == "stored" else settings.memory_wanted
+    is_lean = saves_memory(settings, precision, is_stored=choices.made.get("weights") == "stored")
     copies_bytes = packing_bytes(decoder) * choices.devices.count
     device = kind_of(decoder.device)
-    memory = choices.once("memory", lambda: choose_memory(wanted, decoder.dtype, copies_bytes, device))
+    memory = choices.once(
+        "memory", lambda: choose_memory("lean" if is_lean else settings.memory_wanted, precision, copies_bytes, device)
+    )
     if memory == "fast":
         pack_weights(decoder, model)
     if device == "cpu":
@@ -173,10 +189,15 @@ def choose_computation(
         seed=settings.seed,
         micro_batch_tokens=choices.made.get(MICRO_BATCH, settings.micro_batch_tokens),
         recompute=settings.gradient_checkpointing,
-        lean=wanted == "lean",
+        lean=is_lean,
         compiled=choices.once("compile", lambda: choose_compile(settings, decoder, rows)) == "on",
         cache=prefix_cache(choices, decoder, settings, rows),
     )
+
+
+def saves_memory(settings: TrainingSettings, precision: Precision, *, is_stored: bool) -> bool:
+    """Whether it was asked for, or the base stays in 16 bits as memory is short; products in int16 read those anyway."""
+    return settings.memory_wanted == "lean" or (is_stored and precision != "int16")
 
 
 def choose_compile(

@@ -17,7 +17,7 @@ from lorasmith.engine.models.decoder import PackedDecoder
 from lorasmith.engine.models.device import device_of
 from lorasmith.engine.models.elementwise import EAGER
 from lorasmith.engine.models.elementwise import compiled as elementwise_compiled
-from lorasmith.engine.models.families import Decoder, NotPacked, read_decoder
+from lorasmith.engine.models.families import Decoder, NotPacked, multiply_in_integers, read_decoder
 from lorasmith.engine.models.packing import PackedRows, pack, token_groups
 from lorasmith.engine.models.precision import Precision
 from lorasmith.engine.models.prefix_cache import PrefixCache
@@ -25,7 +25,11 @@ from lorasmith.engine.training.batches import pad_batch
 from lorasmith.engine.training.loss import CompletionLoss
 
 PROBE_TOKENS = 24
-PROBE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}  # of the largest hidden value; a wrong formula is off by far more
+PROBE_TOLERANCE = {
+    "fp32": 1e-3,
+    "int16": 0.03,
+    "bf16": 0.1,
+}  # of the largest hidden value; a wrong formula is off by far more
 
 
 class Computation(Protocol):
@@ -195,6 +199,8 @@ def checked_decoder(model: PeftModel, vocabulary_size: int, precision: Precision
     base: nn.Module = model.get_base_model()
     ids = [(7 * index + 3) % vocabulary_size for index in range(PROBE_TOKENS)]
     decoder = read_decoder(model)
+    if precision == "int16":
+        multiply_in_integers(decoder)
     rows = pack([RenderedExample(0, ids, [True] * PROBE_TOKENS)])
     with torch.no_grad():
         was_training = model.training

@@ -18,7 +18,7 @@ from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.device import Device, device_name, gpu_peak_bytes
 from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_model, load_tokenizer, model_folder
-from lorasmith.engine.models.precision import DTYPES, Precision, choose_precision
+from lorasmith.engine.models.precision import DTYPES, Precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
@@ -29,6 +29,7 @@ from lorasmith.engine.training.choices import (
     choose_base,
     choose_computation,
     choose_training_device,
+    choose_training_precision,
 )
 from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.guards import check_result
@@ -59,7 +60,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     inputs = TrainingInputs.model_validate(order.inputs)
     choices = Choices(folder, report, devices)
     device = choose_training_device(choices, spec.training)
-    precision = choices.once("precision", lambda: choose_precision(spec.training.precision, device))
+    precision = choose_training_precision(choices, spec.training, device)
     if device == "cuda":
         report_gpu(report, spec, precision)
 
@@ -192,7 +193,7 @@ def held_note(base: transformers.PreTrainedModel, elements: int, precision: Prec
     bits, full_bytes = 8 * quantized_bytes(base) / elements, elements * DTYPES[precision].itemsize
     return (
         f"{elements:,} weights of the base are in {bits:.2f} bits, {quantized_bytes(base) / 1e6:,.0f} MB instead of "
-        f"{full_bytes / 1e6:,.0f} MB in {precision}; they are widened each time they are used"
+        f"{full_bytes / 1e6:,.0f} MB in fp32; they are widened each time they are used"
     )
 
 

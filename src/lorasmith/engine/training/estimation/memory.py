@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorasmith.engine.data.rows import ChosenRows
 from lorasmith.engine.data.token_store import store_bytes
 from lorasmith.engine.lora.frozen import FrozenMatrix, PackedMatrix, PlainMatrix
-from lorasmith.engine.models.families import Decoder
+from lorasmith.engine.models.families import Decoder, multiply_in_integers
 from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.choices import FREE_DISK_SHARE, SHORT_ROW_TOKENS
 from lorasmith.engine.training.computation import Computation
@@ -180,6 +180,8 @@ def prepared(shape: RunShape, layers: int) -> Computation:
     if shape.decoder is not None:
         decoder = few_layers(shape.decoder, layers)
         lend_decoder_memory(decoder, packed=shape.memory == "fast")
+        if shape.precision == "int16":
+            multiply_in_integers(decoder)
         return shape.computation(decoder)
     base = skeleton(shortened(shape.base.config, layers), shape.dtype)
     if shape.quantization:

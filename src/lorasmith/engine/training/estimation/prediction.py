@@ -107,8 +107,8 @@ def scaled(rates: Rates, shape: RunShape, measured: RunShape) -> Rates:
     values: dict[str, Any] = dict(vars(rates))
     speed = 1.0 if shape.processes == measured.processes else rates.alone
     if (shape.precision, shape.memory) != (measured.precision, measured.memory):
-        now = matrix_seconds(shape.dtype, packed=shape.memory == "fast")
-        speed *= now / matrix_seconds(measured.dtype, packed=measured.memory == "fast")
+        now = matrix_seconds(shape.precision, packed=shape.memory == "fast")
+        speed *= now / matrix_seconds(measured.precision, packed=measured.memory == "fast")
     layer = speed * layer_work(shape) / layer_work(measured)
     if measured.spec.training.gradient_checkpointing:
         values["layer_s"] = max(0.0, rates.layer_s - rates.forward_layer_s)

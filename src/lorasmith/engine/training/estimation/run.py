@@ -14,7 +14,7 @@ from lorasmith.engine.data.labels import stop_ids
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.models.device import choose_device, device_name
 from lorasmith.engine.models.loading import load_tokenizer, model_folder
-from lorasmith.engine.models.precision import DTYPES, choose_memory, choose_precision
+from lorasmith.engine.models.precision import choose_memory, choose_precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.estimation.memory import Process, resident_bytes
@@ -132,7 +132,7 @@ def touch_libraries(material: Material, spec: TrainingSpec) -> None:
     """Load what a run loads before it computes: the modules of the model, and the kernels that it is compared by."""
     AutoModelForCausalLM._model_mapping[type(material.config)]
     precision = choose_precision(spec.training.precision)
-    choose_memory(spec.training.memory_wanted, DTYPES[precision], 0)
+    choose_memory(spec.training.memory_wanted, precision, 0)
 
 
 def drawing_seconds(folder: Path) -> float:

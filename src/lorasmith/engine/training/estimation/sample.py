@@ -113,7 +113,7 @@ def cut_to(batch: list[int], rows: Sequence[RenderedExample], tokens: int) -> li
 
 def affordable_tokens(shape: RunShape, layers: int, budget_s: float) -> int:
     """How many tokens one measurement may have."""
-    flops_per_s = PROBE_FLOPS / matrix_seconds(shape.dtype)
+    flops_per_s = PROBE_FLOPS / matrix_seconds(shape.precision)
     per_token = 4 * (layer_weights(shape.base, shape.layers) * layers + head_elements(shape))
     return max(1, int(FIRST_SHARE * budget_s * flops_per_s / per_token))
 

@@ -22,7 +22,7 @@ from lorasmith.engine.models.families import FAMILIES, Decoder, NotPacked, packi
 from lorasmith.engine.models.precision import DTYPES, SPARE_SHARE, Memory, Precision, choose_memory, choose_precision
 from lorasmith.engine.training.batches import StepPlan, plan_steps
 from lorasmith.engine.training.checkpoints import trainable
-from lorasmith.engine.training.choices import choose_compile, weights_of
+from lorasmith.engine.training.choices import choose_compile, saves_memory, weights_of
 from lorasmith.engine.training.computation import Computation, PeftComputation
 from lorasmith.engine.training.devices import Devices, shares
 from lorasmith.engine.training.estimation.skeleton import (
@@ -108,8 +108,8 @@ class RunShape:
 
     @property
     def is_lean(self) -> bool:
-        """Whether it was asked to save memory, or stays in few bits, as memory is short."""
-        return self.quantization is not None or self.spec.training.memory_wanted == "lean"
+        settings, is_stored = self.spec.training, self.quantization == AS_STORED
+        return saves_memory(settings, self.precision, is_stored=is_stored)
 
     @property
     def layers(self) -> int:
@@ -246,8 +246,8 @@ def shape_run(
 def memory_mode(shape: RunShape, decoder: Decoder) -> Memory:
     """As the run chooses once its weights are loaded, which takes from what is free now."""
     extra = packing_bytes(decoder) + round(SPARE_SHARE * shape.weight_bytes)
-    wanted = "lean" if shape.quantization else shape.spec.training.memory
-    return choose_memory(wanted, decoder.dtype, extra * shape.processes)
+    wanted = "lean" if shape.is_lean else shape.spec.training.memory
+    return choose_memory(wanted, shape.precision, extra * shape.processes)
 
 
 def growing_batches(computation: Computation, shape: RunShape) -> list[list[int]]:

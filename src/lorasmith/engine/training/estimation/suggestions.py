@@ -43,6 +43,10 @@ class Change:
         return TrainingSpec.model_validate(values)
 
 
+def may_pack(shape: RunShape) -> bool:
+    return not shape.spec.training.quantizes and shape.precision != "int16" and can_pack(shape.dtype)
+
+
 def changes(shape: RunShape) -> list[Change]:
     """What could be changed in that run, the cheapest in quality and time first."""
     settings = shape.spec.training
@@ -57,7 +61,7 @@ def changes(shape: RunShape) -> list[Change]:
         if not shape.is_lean:
             about = "weights as they are in the file, attention computed again; the same update"
             found.append(Change({"training.memory": "lean"}, about))
-        elif settings.memory == "lean" and not settings.quantizes and can_pack(shape.dtype):
+        elif settings.memory == "lean" and may_pack(shape):
             found.append(Change({"training.memory": "fast"}, "two packed copies of the weights; the same update"))
         largest = min(settings.micro_batch_tokens, -(-shape.plan.step_rows // settings.processes) * longest)
         smaller = max(LEAST_MICRO_BATCH, largest // 4)

@@ -55,9 +55,7 @@ class UntouchedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Codes, and fp32 scales: of rows, of blocks, or of blocks of those. Or 16 bits a weight."""
-        if self.kind == "stored":
-            return 2 * prod(self.shape)
+        """Codes, and fp32 scales: of rows, of blocks, or of blocks of those."""
         if self.kind == "int8":
             return prod(self.shape) + 4 * self.shape[0]
         if not self.quantization.double:
@@ -66,7 +64,7 @@ class UntouchedWeight:
 
     def dequantize(self, out: Tensor) -> Tensor:
         """Each tensor lives as long as that of `Blocks.dequantize`: what stays too long leaves other holes in the heap."""
-        if self.kind in ("int8", "stored"):
+        if self.kind == "int8":
             return out
         flat = out if prod(self.shape) % BLOCK == 0 else out.new_empty(BLOCK * self.blocks)
         magnitudes = self.magnitudes()

@@ -1,0 +1,245 @@
+/* Products with a frozen matrix in integers, on CPUs that multiply pairs of 16 bits (AVX-512 VNNI).
+
+   Both factors are cut along the sum into blocks of 128 values. Each block has a scale in fp32 and codes of 13 bits,
+   code = round(4095 value / largest of the block), so that a block's sum is exact in 32 bits: 128 * 4095 * 4095 < 2^31.
+   Blocks are added up in fp32, in order, whatever the number of rows or threads. A value that is not finite makes its whole
+   block NaN. Values below 1e-30 count as zero.
+
+   The matrix is read as it is stored, W (out, in) in fp32, bf16 or fp16, and made into codes a panel of 48 outputs at a time,
+   which stay in the cache while all rows are multiplied with them. */
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BLOCK = 128, PAIRS = BLOCK / 2, LARGEST = 4095 };
+enum { TILE_ROWS = 8, PANEL = 48, LANES = 16, VECTORS = PANEL / LANES };
+enum { ROWS_AT_ONCE = 64 };   /* their sums, 12 KB, stay in the first cache beside one block of a panel, 12 KB */
+enum { BLOCKS_AT_ONCE = 8 }; /* of the sum, for all outputs, then the next: 1,024 rows of W are still in the cache for the next panel */
+enum { FP32, BF16, FP16 };
+
+static const float TINY = 1e-30f;
+
+typedef struct {
+    const void *values;
+    int dtype;
+    long stride; /* from one row to the next, in values */
+} Matrix;
+
+static long least(long a, long b) { return a < b ? a : b; }
+
+static long blocks_of(long columns) { return (columns + BLOCK - 1) / BLOCK; }
+
+static long padded(long rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; }
+
+static __mmask16 first_lanes(long count) { return count >= LANES ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
+
+/* 16 values from (row, column) on; those beyond the mask are zero. */
+static inline __m512 values_at(const Matrix *matrix, long row, long column, __mmask16 mask) {
+    const long place = row * matrix->stride + column;
+    if (matrix->dtype == FP32) return _mm512_maskz_loadu_ps(mask, (const float *)matrix->values + place);
+    const __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)matrix->values + place);
+    if (matrix->dtype == FP16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+static inline void prefetch(const Matrix *matrix, long row, long column) {
+    const long place = row * matrix->stride + column;
+    _mm_prefetch((const char *)matrix->values + place * (matrix->dtype == FP32 ? 4 : 2), _MM_HINT_T0);
+}
+
+/* For 16 blocks: what their values are multiplied by, and their scales, NaN where `spoiled` is. */
+static inline __m512 factors(__m512 largest, __m512 spoiled, __m512 *scales) {
+    const __mmask16 counts = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(TINY), _CMP_GE_OQ);
+    *scales = _mm512_add_ps(_mm512_maskz_mul_ps(counts, largest, _mm512_set1_ps(1.0f / LARGEST)), spoiled);
+    return _mm512_maskz_div_ps(counts, _mm512_set1_ps(LARGEST), largest);
+}
+
+/* The codes (128) and the scale of one block along a row. */
+static inline void row_block(const Matrix *matrix, long row, long column, long width, int16_t *codes, float *scale) {
+    __m512 values[BLOCK / LANES], largest = _mm512_setzero_ps(), spoiled = largest;
+    for (int i = 0; i < BLOCK / LANES; i++) {
+        values[i] = values_at(matrix, row, column + LANES * i, first_lanes(width - LANES * i));
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(values[i]));
+        spoiled = _mm512_fmadd_ps(values[i], _mm512_setzero_ps(), spoiled); /* NaN once a value is not finite */
+    }
+    __m512 scales;
+    const __m512 factor = factors(
+        _mm512_set1_ps(_mm512_reduce_max_ps(largest)), _mm512_set1_ps(_mm512_reduce_add_ps(spoiled)), &scales);
+    *scale = _mm512_cvtss_f32(scales);
+    for (int i = 0; i < BLOCK / LANES; i++) {
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], factor));
+        _mm256_storeu_si256((__m256i *)(codes + LANES * i), _mm512_cvtepi32_epi16(whole));
+    }
+}
+
+/* One block of a panel: rows `first` to `first` + 48 of W, the sum along its columns. codes (64, 48) pairs, scales (48). */
+static void panel_of_rows(const Matrix *w, long first, long count, long column, long width, int32_t *codes, float *scales) {
+    _Alignas(64) int16_t by_row[PANEL][BLOCK];
+    for (int n = 0; n < PANEL; n++) {
+        if (n < count) {
+            row_block(w, first + n, column, width, by_row[n], scales + n);
+        } else {
+            memset(by_row[n], 0, sizeof by_row[n]);
+            scales[n] = 0;
+        }
+    }
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i places = _mm512_mullo_epi32(lane, _mm512_set1_epi32(PAIRS));
+    for (int v = 0; v < VECTORS; v++)
+        for (int pair = 0; pair < PAIRS; pair++)
+            _mm512_store_si512(codes + pair * PANEL + LANES * v,
+                               _mm512_i32gather_epi32(places, (const int32_t *)by_row[LANES * v] + pair, 4));
+}
+
+/* One block of a panel: columns `first` to `first` + 48 of W, the sum along its rows. */
+static void panel_of_columns(const Matrix *w, long first, long count, long row, long height, int32_t *codes, float *scales) {
+    for (int v = 0; v < VECTORS; v++) {
+        const long column = first + LANES * v;
+        const __mmask16 mask = first_lanes(count - LANES * v);
+        __m512 largest = _mm512_setzero_ps(), spoiled = largest, scale;
+        for (long n = 0; n < height; n++) {
+            const __m512 values = values_at(w, row + n, column, mask);
+            prefetch(w, row + n + BLOCK, column); /* rows lie too far apart for the CPU to see them coming */
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(values));
+            spoiled = _mm512_fmadd_ps(values, _mm512_setzero_ps(), spoiled);
+        }
+        const __m512 factor = factors(largest, spoiled, &scale);
+        _mm512_store_ps(scales + LANES * v, scale);
+        for (long pair = 0; pair < PAIRS; pair++) {
+            const __m512 low = 2 * pair < height ? values_at(w, row + 2 * pair, column, mask) : _mm512_setzero_ps();
+            const __m512 high = 2 * pair + 1 < height ? values_at(w, row + 2 * pair + 1, column, mask) : _mm512_setzero_ps();
+            const __m512i lower = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor));
+            const __m512i upper = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
+            _mm512_store_si512(codes + pair * PANEL + LANES * v,
+                               _mm512_mask_blend_epi16(0xaaaaaaaa, lower, _mm512_slli_epi32(upper, 16)));
+        }
+    }
+}
+
+/* sums (8, 48) of x codes (8, 128) with w codes (64 pairs, 48). In assembly, as GCC 12 to 14 spill the 24 sums that fit into
+   registers, and are then no faster than fp32. */
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+#define CLEAR(sum) "vpxord %%zmm" TEXT(sum) ", %%zmm" TEXT(sum) ", %%zmm" TEXT(sum) "\n\t"
+#define KEEP(sum, place) "vmovdqa32 %%zmm" TEXT(sum) ", " TEXT(place) "(%[sums])\n\t"
+#define MULTIPLY(w, x, sum) "vpdpwssd %%zmm" TEXT(w) ", %%zmm" TEXT(x) ", %%zmm" TEXT(sum) "\n\t"
+#define ROW(place, x, one, two, three) \
+    "vpbroadcastd " TEXT(place) "(%[x]), %%zmm" TEXT(x) "\n\t" MULTIPLY(0, x, one) MULTIPLY(1, x, two) MULTIPLY(2, x, three)
+static inline void sum_tile(const int16_t *x, const int32_t *w, int32_t *sums) {
+    long pairs = PAIRS;
+    __asm__ volatile(
+        CLEAR(8) CLEAR(9) CLEAR(10) CLEAR(11) CLEAR(12) CLEAR(13) CLEAR(14) CLEAR(15) CLEAR(16) CLEAR(17) CLEAR(18) CLEAR(19)
+        CLEAR(20) CLEAR(21) CLEAR(22) CLEAR(23) CLEAR(24) CLEAR(25) CLEAR(26) CLEAR(27) CLEAR(28) CLEAR(29) CLEAR(30) CLEAR(31)
+        ".p2align 5\n"
+        "1:\n\t"
+        "vmovdqa32 (%[w]), %%zmm0\n\t"
+        "vmovdqa32 64(%[w]), %%zmm1\n\t"
+        "vmovdqa32 128(%[w]), %%zmm2\n\t"
+        ROW(0, 3, 8, 9, 10) ROW(256, 4, 11, 12, 13) ROW(512, 5, 14, 15, 16) ROW(768, 6, 17, 18, 19)
+        ROW(1024, 3, 20, 21, 22) ROW(1280, 4, 23, 24, 25) ROW(1536, 5, 26, 27, 28) ROW(1792, 6, 29, 30, 31)
+        "add $4, %[x]\n\t"
+        "add $192, %[w]\n\t"
+        "dec %[pairs]\n\t"
+        "jnz 1b\n\t"
+        KEEP(8, 0) KEEP(9, 64) KEEP(10, 128) KEEP(11, 192) KEEP(12, 256) KEEP(13, 320) KEEP(14, 384) KEEP(15, 448)
+        KEEP(16, 512) KEEP(17, 576) KEEP(18, 640) KEEP(19, 704) KEEP(20, 768) KEEP(21, 832) KEEP(22, 896) KEEP(23, 960)
+        KEEP(24, 1024) KEEP(25, 1088) KEEP(26, 1152) KEEP(27, 1216) KEEP(28, 1280) KEEP(29, 1344) KEEP(30, 1408) KEEP(31, 1472)
+        : [x] "+r"(x), [w] "+r"(w), [pairs] "+r"(pairs)
+        : [sums] "r"(sums)
+        : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12",
+          "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25",
+          "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31");
+}
+
+/* y (8, 48) += one block's sums times their scales; `fresh` without what y held. */
+static inline void add_tile(const int16_t *x, const float *x_scales, const int32_t *w, const float *w_scales, float *y, int fresh) {
+    _Alignas(64) int32_t sums[TILE_ROWS * PANEL];
+    sum_tile(x, w, sums);
+    for (int v = 0; v < VECTORS; v++) {
+        const __m512 scales = _mm512_load_ps(w_scales + LANES * v);
+        for (int row = 0; row < TILE_ROWS; row++) {
+            const int place = row * PANEL + LANES * v;
+            const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(x_scales[row]), scales);
+            const __m512 value = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_load_si512(sums + place)));
+            _mm512_store_ps(y + place, fresh ? value : _mm512_add_ps(value, _mm512_load_ps(y + place)));
+        }
+    }
+}
+
+int supported(void) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+/* x (rows, columns) in fp32 → codes (blocks, padded rows, 128) and scales (blocks, padded rows). */
+void quantize(const float *x, long rows, long columns, long stride, int16_t *codes, float *scales, int threads) {
+    const Matrix matrix = {x, FP32, stride};
+    const long height = padded(rows);
+#pragma omp parallel for num_threads(threads)
+    for (long row = 0; row < height; row++) {
+        for (long block = 0; block < blocks_of(columns); block++) {
+            const long place = block * height + row, column = block * BLOCK;
+            if (row < rows) {
+                row_block(&matrix, row, column, least(columns - column, BLOCK), codes + place * BLOCK, scales + place);
+            } else {
+                memset(codes + place * BLOCK, 0, BLOCK * sizeof *codes);
+                scales[place] = 0;
+            }
+        }
+    }
+}
+
+/* y (rows, outputs) = x W^T, or x W when `along_rows`, with W (w_rows, w_columns); `add` adds to what y holds. x is given by
+   `quantize`. Returns 0, or -1 where there is no memory for a panel. */
+int multiply(const int16_t *codes, const float *scales, long rows, const void *w, int dtype, long w_rows, long w_columns,
+             int along_rows, float *y, long y_stride, int add, int threads) {
+    const Matrix matrix = {w, dtype, w_columns};
+    const long outputs = along_rows ? w_columns : w_rows, terms = along_rows ? w_rows : w_columns;
+    const long height = padded(rows), blocks = blocks_of(terms), held = least(blocks, BLOCKS_AT_ONCE);
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        int32_t *panel = aligned_alloc(64, held * PAIRS * PANEL * sizeof *panel);
+        float *panel_scales = aligned_alloc(64, held * PANEL * sizeof *panel_scales);
+        float *sums = aligned_alloc(64, ROWS_AT_ONCE * PANEL * sizeof *sums);
+        failed = !panel || !panel_scales || !sums;
+        for (long start = 0; start < blocks; start += held) {
+            const long stop = least(blocks, start + held);
+#pragma omp for schedule(dynamic)
+            for (long first = 0; first < outputs; first += PANEL) {
+                if (failed) continue;
+                const long count = least(outputs - first, PANEL);
+                for (long block = start; block < stop; block++) {
+                    const long term = block * BLOCK, size = least(terms - term, BLOCK);
+                    (along_rows ? panel_of_columns : panel_of_rows)(&matrix, first, count, term, size,
+                                                                    panel + (block - start) * PAIRS * PANEL,
+                                                                    panel_scales + (block - start) * PANEL);
+                }
+                for (long top = 0; top < rows; top += ROWS_AT_ONCE) {
+                    const long bottom = least(height, top + ROWS_AT_ONCE);
+                    for (long block = start; block < stop; block++)
+                        for (long row = top; row < bottom; row += TILE_ROWS)
+                            add_tile(codes + (block * height + row) * BLOCK, scales + block * height + row,
+                                     panel + (block - start) * PAIRS * PANEL, panel_scales + (block - start) * PANEL,
+                                     sums + (row - top) * PANEL, block == start);
+                    for (long row = top; row < least(bottom, rows); row++) {
+                        for (int v = 0; v < VECTORS; v++) {
+                            const __mmask16 mask = first_lanes(count - LANES * v);
+                            float *place = y + row * y_stride + first + LANES * v;
+                            __m512 value = _mm512_load_ps(sums + (row - top) * PANEL + LANES * v);
+                            if (add || start) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, place));
+                            _mm512_mask_storeu_ps(place, mask, value);
+                        }
+                    }
+                }
+            }
+        }
+        free(panel);
+        free(panel_scales);
+        free(sums);
+    }
+    return failed ? -1 : 0;
+}
