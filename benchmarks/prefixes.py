@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from report import Bar, close, emit
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorasmith.engine.data.rendering import RenderedExample
-from lorasmith.engine.models.families import read_decoder
+from lorasmith.engine.models.families import Decoder, multiply_in_integers, read_decoder
 from lorasmith.engine.models.precision import DTYPES, choose_precision
 from lorasmith.engine.models.prefix_cache import PrefixCache
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.training.computation import PackedComputation
 
 BENCHMARK = "prefixes"
+auto_precision = cache(partial(choose_precision, "auto"))  # measured once: the runs of a benchmark are alike
 SHARED_BAR, FROZEN_BAR = 1.9, 2.5
 ALL_AT_ONCE = 8192  # tokens of a micro-batch
 
@@ -43,13 +45,21 @@ def adapted_model(values: workload.Config, **lora: Any) -> PeftModel:
     """Random weights in this machine's faster precision, with a fresh adapter."""
     config = AutoConfig.for_model(**values)
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(config, dtype=DTYPES[choose_precision("auto")])
+    base = AutoModelForCausalLM.from_config(config, dtype=DTYPES[auto_precision()])
     settings = LoraConfig(
         r=workload.LORA_RANK, lora_alpha=workload.LORA_ALPHA, target_modules=list(workload.LORA_MODULES), **lora
     )
     model = get_peft_model(base.requires_grad_(False), settings)
     assert isinstance(model, PeftModel)
     return model
+
+
+def read_and_set(model: PeftModel) -> Decoder:
+    """With products in this machine's faster precision."""
+    decoder = read_decoder(model)
+    if auto_precision() == "int16":
+        multiply_in_integers(decoder)
+    return decoder
 
 
 def make_rows(count: int, tokens: int, shared: int, labelled: int, vocabulary: int) -> list[RenderedExample]:
@@ -75,8 +85,8 @@ def shared_seconds(shape: str, repeats: int) -> Iterator[tuple[float, float]]:
     """Seconds of a step whose rows share their beginning, and of the same step without sharing."""
     config = workload.SHAPES[shape]
     rows = make_rows(16, 300, 180, 120, config["vocab_size"])
-    shared = PackedComputation(read_decoder(adapted_model(config)), seed=0, micro_batch_tokens=ALL_AT_ONCE)
-    apart_decoder = read_decoder(adapted_model(config))
+    shared = PackedComputation(read_and_set(adapted_model(config)), seed=0, micro_batch_tokens=ALL_AT_ONCE)
+    apart_decoder = read_and_set(adapted_model(config))
     apart_decoder.rotary_by_length = True  # what keeps rows of such families apart
     apart = PackedComputation(apart_decoder, seed=0, micro_batch_tokens=ALL_AT_ONCE)
     for computation in (shared, apart):
@@ -91,13 +101,13 @@ def frozen_seconds(shape: str, repeats: int) -> Iterator[tuple[float, float]]:
     layers = config["num_hidden_layers"]
     rows = make_rows(8, 400, 0, 80, config["vocab_size"])
     top = list(range(layers - max(1, layers // 4), layers))
-    decoder = read_decoder(adapted_model(config, layers_to_transform=top))
+    decoder = read_and_set(adapted_model(config, layers_to_transform=top))
     step_seconds(PackedComputation(decoder, seed=0, micro_batch_tokens=ALL_AT_ONCE), rows)  # allocates
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             lengths = [len(row.ids) for row in rows]
-            cache = PrefixCache(Path(folder), lengths, decoder.embedding.shape[1], decoder.dtype, 10**10)
-            computation = PackedComputation(decoder, seed=0, micro_batch_tokens=ALL_AT_ONCE, cache=cache)
+            prefixes = PrefixCache(Path(folder), lengths, decoder.embedding.shape[1], decoder.dtype, 10**10)
+            computation = PackedComputation(decoder, seed=0, micro_batch_tokens=ALL_AT_ONCE, cache=prefixes)
             first = step_seconds(computation, rows)
             yield step_seconds(computation, rows), first
 

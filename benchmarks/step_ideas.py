@@ -18,12 +18,11 @@ from dataclasses import replace
 
 import torch
 import workload
-from prefixes import adapted_model
+from prefixes import adapted_model, auto_precision, read_and_set
 from report import emit
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.models.families import pack_weights, read_decoder
-from lorasmith.engine.models.precision import choose_precision
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.training.computation import Computation, PackedComputation, PeftComputation
 from lorasmith.engine.training.loss import CompletionLoss
@@ -31,6 +30,7 @@ from lorasmith.engine.training.loss import CompletionLoss
 BENCHMARK = "step_ideas"
 IDEAS = {
     "as it is": "rows end to end, head on labelled tokens, weights as they are, heap kept",
+    "plain products": "products with frozen weights in fp32 or bf16, where they would be in integers",
     "padded": "rows filled up to the longest of their step",
     "all labelled": "the head, the loss and the last layer for every token",
     "heap given back": "freed memory goes back to the system",
@@ -65,7 +65,7 @@ def filled(row: RenderedExample, length: int) -> RenderedExample:
 def computation_of(config: workload.Config, idea: str) -> Computation:
     model = adapted_model(config)
     if idea == "through PEFT":
-        precision = choose_precision("auto")
+        precision = auto_precision()
         return PeftComputation(
             model,
             CompletionLoss(model.get_base_model(), config["vocab_size"], precision),
@@ -74,7 +74,7 @@ def computation_of(config: workload.Config, idea: str) -> Computation:
             precision=precision,
             batch_rows=workload.ROWS_PER_STEP,
         )
-    decoder = read_decoder(model)
+    decoder = read_decoder(model) if idea in ("plain products", "packed weights") else read_and_set(model)
     if idea == "packed weights":
         pack_weights(decoder, model)
     return PackedComputation(

@@ -40,7 +40,7 @@ from peers.candidates import Peer
 from report import close, emit
 from training_bars import DROPOUT, judge, ours_name, speed
 
-from lorasmith.engine.models.precision import DTYPES, Precision, choose_memory
+from lorasmith.engine.models.precision import DTYPES, Precision, choose_memory, choose_precision
 
 BENCHMARK = "train_vs_trl"
 ALTERNATIONS = 3
@@ -166,10 +166,11 @@ def measure_matrix_rate(config: workload.Config, threads: int | None) -> Answer:
 
 
 def own_choice(precision: Precision, config: workload.Config) -> str:
-    """What `training.memory=auto` takes on this machine: fast where packed weights fit and are faster."""
+    """What `training.memory=auto` comes to on this machine: fast where packed weights fit and are faster, and in int16, which
+    has no second layout but keeps attention weights."""
     one_copy = workload.weight_bytes(config, DTYPES[precision].itemsize)
-    mode = choose_memory("auto", DTYPES[precision], one_copy)
-    emit(BENCHMARK, run="choice", memory=mode, packed_copy_gb=one_copy / 1e9)
+    mode = "fast" if precision == "int16" else choose_memory("auto", precision, one_copy)
+    emit(BENCHMARK, run="choice", precision=precision, memory=mode)
     return mode
 
 
@@ -244,7 +245,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compare our LoRA training step with the peers' on this CPU")
     parser.add_argument("--shape", choices=workload.SHAPES, default="qwen2-0.5b", help="the model's shape")
     parser.add_argument("--full", action="store_true", help="search the peers' settings and train all steps; hours")
-    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="ours only")
+    parser.add_argument("--precision", choices=("auto", "bf16", "int16", "fp32"), default="auto", help="ours only")
     parser.add_argument("--threads", type=int, help="ours only; torch's own choice when left out")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "lorasmith-bench", help="kept files")
     try:
@@ -267,7 +268,7 @@ def compare(arguments: argparse.Namespace) -> int:
     native_bf16 = rate["bf16"]["step"] >= NATIVE_BF16 * rate["fp32"]["step"]
     if not native_bf16:
         emit(BENCHMARK, note="this CPU does not multiply bf16 natively; the bars were set on one with AVX-512 bf16")
-    mode = own_choice("bf16" if native_bf16 else "fp32", contest.config)
+    mode = own_choice(choose_precision(arguments.precision), contest.config)
     likely_best = (remembered or candidates.LIKELY_BEST[native_bf16])[:2]
     best = search_peers(contest, keep=4) if arguments.full else likely_best
     peers = [peer for peer in (candidates.TRL_DEFAULT, *best) if peer.fits(contest.config, available_bytes())]

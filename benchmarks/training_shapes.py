@@ -18,12 +18,10 @@ from typing import Any
 
 import torch
 import workload
-from prefixes import ALL_AT_ONCE, adapted_model, make_rows, step_seconds
+from prefixes import ALL_AT_ONCE, adapted_model, auto_precision, make_rows, read_and_set, step_seconds
 from report import Bar, close, emit
 from train_vs_trl import Contest
 
-from lorasmith.engine.models.families import read_decoder
-from lorasmith.engine.models.precision import choose_precision
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.training.computation import PackedComputation
 
@@ -39,7 +37,7 @@ GUIDE_ROWS, GUIDE_EPOCHS = 298, 3  # what the CPU guide calls a night's work
 def measure(config: workload.Config, tokens: int, rows: int, repeats: int) -> dict[str, Any]:
     """tokens/s of a step of that many rows, and the share of FLOPs that it cannot avoid in GFLOP/s."""
     data = make_rows(rows, tokens, 0, tokens // 2, config["vocab_size"])
-    computation = PackedComputation(read_decoder(adapted_model(config)), seed=0, micro_batch_tokens=ALL_AT_ONCE)
+    computation = PackedComputation(read_and_set(adapted_model(config)), seed=0, micro_batch_tokens=ALL_AT_ONCE)
     step_seconds(computation, data)  # allocates
     seconds = statistics.median(step_seconds(computation, data) for _ in range(repeats))
     flops = workload.step_flops(config, rows * tokens, rows * (tokens // 2))
@@ -67,7 +65,7 @@ def seven_billion(cache: Path) -> Bar:
     contest = Contest("qwen2.5-7b", cache, None)
     contest.prepare(["lorasmith"])
     step = 0  # no step before it is trained: what it allocates belongs to the peak
-    at_once = {} if choose_precision("auto") == "bf16" else {"micro_batch_tokens": 1}
+    at_once = {} if auto_precision() == "bf16" else {"micro_batch_tokens": 1}
     answer = contest.run_ours("lean", "auto", [step], warm_steps=0, **at_once)
     speed = answer["steps"][0]["tokens"] / answer["steps"][0]["seconds"]
     tokens = GUIDE_ROWS * GUIDE_EPOCHS * answer["steps"][0]["tokens"] / workload.ROWS_PER_STEP

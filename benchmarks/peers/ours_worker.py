@@ -42,7 +42,7 @@ def main() -> None:
         decoder,
         seed=settings["seed"],
         micro_batch_tokens=settings["micro_batch_tokens"],
-        lean=settings["memory"] == "lean" or weights == "stored",
+        lean=settings["memory"] == "lean",
         compiled=can_compile(),
     )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

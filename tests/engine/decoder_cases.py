@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.training.checkpoints import trainable
 
 SIZES = {
     "vocab_size": 97,
@@ -74,6 +75,14 @@ def adapted(base: Any, *, rank: int = 4, dropout: float = 0.0, **settings: Any) 
     return model
 
 
+def rounded_model(family: str, dtype: torch.dtype, **changes: Any) -> PeftModel:
+    """Frozen weights rounded to bf16, in `dtype`; the adapter in fp32."""
+    model = adapted(tiny_base(family, **changes).to(torch.bfloat16).to(dtype))
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.float()
+    return model
+
+
 def random_rows(lengths: Iterable[int], *, vocabulary: int = 97, seed: int = 3) -> list[RenderedExample]:
     """Rows with trained stretches in the middle and at the end, as answers of several turns are."""
     rng = random.Random(seed)
@@ -109,3 +118,10 @@ def worst_difference(ours: dict[str, torch.Tensor], reference: dict[str, torch.T
     """max|Δ| / max|g| of the worst tensor."""
     assert ours.keys() == reference.keys()
     return max(((ours[n] - reference[n]).abs().max() / reference[n].abs().max()).item() for n in reference)
+
+
+def distances(ours: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> list[float]:
+    """|Δ| / |g| over all tensors, and max|Δ| / max|g| of the worst one."""
+    squares = sum((ours[name] - truth[name]).square().sum().item() for name in truth)
+    whole = sum(tensor.square().sum().item() for tensor in truth.values())
+    return [(squares / whole) ** 0.5, worst_difference(ours, truth)]

@@ -21,24 +21,15 @@ from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.computation import checked_decoder
 from tests.engine.decoder_cases import (
     FAMILIES,
-    adapted,
     adapter_gradients,
+    distances,
     random_rows,
     reference_gradients,
-    tiny_base,
-    worst_difference,
+    rounded_model,
 )
 
 LENGTHS = [33, 7, 61, 2, 18, 40, 25, 50, 12, 45, 30, 22]
 AS_FAR_AS_PEFT = 2.0  # both are rounding, and vary by about half from one set of rows to another
-
-
-def rounded_model(family: str, dtype: torch.dtype, **changes: Any) -> PeftModel:
-    """Frozen weights rounded to bf16, in `dtype`; the adapter in fp32."""
-    model = adapted(tiny_base(family, **changes).to(torch.bfloat16).to(dtype))
-    for parameter in trainable(model).values():
-        parameter.data = parameter.data.float()
-    return model
 
 
 def packed_decoder(model: PeftModel, *, packed: bool) -> PackedDecoder:
@@ -47,13 +38,6 @@ def packed_decoder(model: PeftModel, *, packed: bool) -> PackedDecoder:
         pack_weights(decoder, model)
     assert set(decoder.paths.values()) == {"packed" if packed else "plain"}
     return PackedDecoder(decoder)
-
-
-def distances(ours: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> list[float]:
-    """|Δ| / |g| over all tensors, and max|Δ| / max|g| of the worst one."""
-    squares = sum((ours[name] - truth[name]).square().sum().item() for name in truth)
-    whole = sum(tensor.square().sum().item() for tensor in truth.values())
-    return [(squares / whole) ** 0.5, worst_difference(ours, truth)]
 
 
 def assert_as_near_as_peft(rows: list[RenderedExample], family: str, **changes: Any) -> None:

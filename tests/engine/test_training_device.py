@@ -69,7 +69,7 @@ def test_a_gpu_takes_bf16_where_it_multiplies_it_and_never_packed_weights(monkey
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
         assert choose_precision("auto", "cuda") == precision
     assert choose_precision("fp32", "cuda") == "fp32"
-    assert choose_memory("fast", torch.float32, 0, "cuda") == "lean"
+    assert choose_memory("fast", "fp32", 0, "cuda") == "lean"
     monkeypatch.setattr("lorasmith.engine.models.elementwise.has_triton", lambda: True)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert can_compile("cuda")

@@ -157,6 +157,9 @@ def test_each_process_has_weights_of_its_own(
         ("auto", "fp32", 249, 1000, "converted"),
         ("auto", "fp32", 251, 1000, "stored"),  # 502 bytes in fp32 are more than half
         ("fast", "fp32", 900, 1000, "converted"),
+        ("auto", "int16", 10, 1000, "stored"),  # its products read them as they are
+        ("fast", "int16", 10, 1000, "stored"),
+        ("auto", "int16", 0, 1000, "converted"),
     ],
 )
 def test_where_memory_is_short_they_stay(

@@ -1681,7 +1681,7 @@ export interface components {
              * Precision
              * @enum {string}
              */
-            precision: "bf16" | "fp32";
+            precision: "bf16" | "int16" | "fp32";
             /**
              * Memory Mode
              * @enum {string}
@@ -3488,11 +3488,11 @@ export interface components {
             device?: "auto" | "cpu" | "cuda";
             /**
              * Precision
-             * @description auto: bf16 where the CPU or GPU multiplies it natively.
+             * @description auto: bf16 where the CPU or GPU multiplies it natively; else int16, fp32 but for products with frozen weights, which are of blocks of 16-bit integers that round less than bf16, where a CPU is faster with it; else fp32.
              * @default auto
              * @enum {string}
              */
-            precision?: "auto" | "bf16" | "fp32";
+            precision?: "auto" | "bf16" | "int16" | "fp32";
             /**
              * Quantization
              * @description The base in 4 or 8 bits while training, QLoRA, https://arxiv.org/abs/2305.14314: a fraction of the memory, slower on a CPU.
@@ -3706,11 +3706,11 @@ export interface components {
             device: "auto" | "cpu" | "cuda";
             /**
              * Precision
-             * @description auto: bf16 where the CPU or GPU multiplies it natively.
+             * @description auto: bf16 where the CPU or GPU multiplies it natively; else int16, fp32 but for products with frozen weights, which are of blocks of 16-bit integers that round less than bf16, where a CPU is faster with it; else fp32.
              * @default auto
              * @enum {string}
              */
-            precision: "auto" | "bf16" | "fp32";
+            precision: "auto" | "bf16" | "int16" | "fp32";
             /**
              * Quantization
              * @description The base in 4 or 8 bits while training, QLoRA, https://arxiv.org/abs/2305.14314: a fraction of the memory, slower on a CPU.

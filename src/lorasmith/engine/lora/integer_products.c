@@ -18,6 +18,7 @@ enum { BLOCK = 128, PAIRS = BLOCK / 2, LARGEST = 4095 };
 enum { TILE_ROWS = 8, PANEL = 48, LANES = 16, VECTORS = PANEL / LANES };
 enum { ROWS_AT_ONCE = 64 };   /* their sums, 12 KB, stay in the first cache beside one block of a panel, 12 KB */
 enum { BLOCKS_AT_ONCE = 8 }; /* of the sum, for all outputs, then the next: 1,024 rows of W are still in the cache for the next panel */
+enum { UNITS_PER_THREAD = 4 };
 enum { FP32, BF16, FP16 };
 
 static const float TINY = 1e-30f;
@@ -163,8 +164,40 @@ static inline void add_tile(const int16_t *x, const float *x_scales, const int32
         for (int row = 0; row < TILE_ROWS; row++) {
             const int place = row * PANEL + LANES * v;
             const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(x_scales[row]), scales);
-            const __m512 value = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_load_si512(sums + place)));
-            _mm512_store_ps(y + place, fresh ? value : _mm512_add_ps(value, _mm512_load_ps(y + place)));
+            const __m512 before = fresh ? _mm512_setzero_ps() : _mm512_load_ps(y + place);
+            _mm512_store_ps(y + place, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(_mm512_load_si512(sums + place)), before));
+        }
+    }
+}
+
+/* Blocks `start` to `stop` of the sum, for 48 outputs from `first` on. */
+static void make_panel(const Matrix *w, int along_rows, long first, long count, long terms, long start, long stop,
+                       int32_t *codes, float *scales) {
+    for (long block = start; block < stop; block++, codes += PAIRS * PANEL, scales += PANEL) {
+        const long term = block * BLOCK, size = least(terms - term, BLOCK);
+        if (along_rows)
+            panel_of_columns(w, first, count, term, size, codes, scales);
+        else
+            panel_of_rows(w, first, count, term, size, codes, scales);
+    }
+}
+
+/* sums (64, 48) of the rows `top` to `bottom` of x, over blocks `start` to `stop`. */
+static void multiply_rows(const int16_t *codes, const float *scales, long height, long top, long bottom, long start, long stop,
+                          const int32_t *panel, const float *panel_scales, float *sums) {
+    for (long block = start; block < stop; block++, panel += PAIRS * PANEL, panel_scales += PANEL)
+        for (long row = top; row < bottom; row += TILE_ROWS)
+            add_tile(codes + (block * height + row) * BLOCK, scales + block * height + row, panel, panel_scales,
+                     sums + (row - top) * PANEL, block == start);
+}
+
+static void write_rows(const float *sums, long rows, long count, float *y, long y_stride, int add) {
+    for (long row = 0; row < rows; row++, sums += PANEL, y += y_stride) {
+        for (int v = 0; v < VECTORS; v++) {
+            const __mmask16 mask = first_lanes(count - LANES * v);
+            __m512 value = _mm512_load_ps(sums + LANES * v);
+            if (add) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, y + LANES * v));
+            _mm512_mask_storeu_ps(y + LANES * v, mask, value);
         }
     }
 }
@@ -199,6 +232,10 @@ int multiply(const int16_t *codes, const float *scales, long rows, const void *w
     const Matrix matrix = {w, dtype, w_columns};
     const long outputs = along_rows ? w_columns : w_rows, terms = along_rows ? w_rows : w_columns;
     const long height = padded(rows), blocks = blocks_of(terms), held = least(blocks, BLOCKS_AT_ONCE);
+    const long panels = (outputs + PANEL - 1) / PANEL, row_groups = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    /* Few panels are shared out by their rows too, for each of which a panel is made once more. */
+    const long parts = least(row_groups, (UNITS_PER_THREAD * threads + panels - 1) / panels);
+    const long part_rows = (row_groups + parts - 1) / parts * ROWS_AT_ONCE;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
@@ -209,31 +246,16 @@ int multiply(const int16_t *codes, const float *scales, long rows, const void *w
         for (long start = 0; start < blocks; start += held) {
             const long stop = least(blocks, start + held);
 #pragma omp for schedule(dynamic)
-            for (long first = 0; first < outputs; first += PANEL) {
+            for (long unit = 0; unit < panels * parts; unit++) {
                 if (failed) continue;
-                const long count = least(outputs - first, PANEL);
-                for (long block = start; block < stop; block++) {
-                    const long term = block * BLOCK, size = least(terms - term, BLOCK);
-                    (along_rows ? panel_of_columns : panel_of_rows)(&matrix, first, count, term, size,
-                                                                    panel + (block - start) * PAIRS * PANEL,
-                                                                    panel_scales + (block - start) * PANEL);
-                }
-                for (long top = 0; top < rows; top += ROWS_AT_ONCE) {
-                    const long bottom = least(height, top + ROWS_AT_ONCE);
-                    for (long block = start; block < stop; block++)
-                        for (long row = top; row < bottom; row += TILE_ROWS)
-                            add_tile(codes + (block * height + row) * BLOCK, scales + block * height + row,
-                                     panel + (block - start) * PAIRS * PANEL, panel_scales + (block - start) * PANEL,
-                                     sums + (row - top) * PANEL, block == start);
-                    for (long row = top; row < least(bottom, rows); row++) {
-                        for (int v = 0; v < VECTORS; v++) {
-                            const __mmask16 mask = first_lanes(count - LANES * v);
-                            float *place = y + row * y_stride + first + LANES * v;
-                            __m512 value = _mm512_load_ps(sums + (row - top) * PANEL + LANES * v);
-                            if (add || start) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, place));
-                            _mm512_mask_storeu_ps(place, mask, value);
-                        }
-                    }
+                const long first = unit / parts * PANEL, count = least(outputs - first, PANEL);
+                const long begin = unit % parts * part_rows, end = least(rows, begin + part_rows);
+                if (begin >= end) continue;
+                make_panel(&matrix, along_rows, first, count, terms, start, stop, panel, panel_scales);
+                for (long top = begin; top < end; top += ROWS_AT_ONCE) {
+                    const long bottom = least(end, top + ROWS_AT_ONCE);
+                    multiply_rows(codes, scales, height, top, bottom, start, stop, panel, panel_scales, sums);
+                    write_rows(sums, bottom - top, count, y + top * y_stride + first, y_stride, add || start);
                 }
             }
         }

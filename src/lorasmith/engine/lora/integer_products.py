@@ -24,6 +24,7 @@ from lorasmith.engine.models.workspace import Workspace
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ["-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma", "-fopenmp", "-shared", "-fPIC"]
+FLAGS += ["-ffp-contract=off"]  # else some rows of a tile would be rounded once less than others
 BLOCK, TILE_ROWS = 128, 8  # as in the source
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -110,6 +111,8 @@ def quantize_on_cpu(x: Tensor, codes: Tensor, scales: Tensor) -> None:
 
 @torch.library.impl(OPERATORS, "integer_product", "CPU")
 def multiply_on_cpu(codes: Tensor, scales: Tensor, weight: Tensor, out: Tensor, *, along_rows: bool, add: bool) -> None:
+    if not len(out):
+        return
     terms, outputs = weight.shape if along_rows else reversed(weight.shape)
     blocks, rows = -(-terms // BLOCK), -(-len(out) // TILE_ROWS) * TILE_ROWS
     check(codes.shape == (blocks, rows, BLOCK) and scales.shape == (blocks, rows), "codes of another shape")

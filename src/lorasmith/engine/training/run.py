@@ -260,7 +260,7 @@ def measured(
         peak_memory_bytes=peak_bytes() + others_peak_bytes,
         device=device_name(device),
         gpu_peak_memory_bytes=gpu_peak_bytes(device),
-        precision=precision,
+        precision="fp32" if precision == "int16" and training.computation.fallback else precision,
         threads=torch.get_num_threads(),
         rows={"trained": len(part.rows), "cut": part.cut, "dropped": part.dropped},
         paths=training.computation.paths,

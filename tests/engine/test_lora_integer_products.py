@@ -1,0 +1,155 @@
+"""Products in 16-bit integers: against a float64 closed form of the codes, and how much they round beside bf16."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorasmith.engine.lora import integer_products
+from lorasmith.engine.lora.frozen import IntegerMatrix
+from lorasmith.engine.lora.integer_products import NoIntegers, coded, integer_product, why_no_integers
+from lorasmith.engine.models.workspace import Workspace
+
+missing = why_no_integers()
+on_this_cpu = pytest.mark.skipif(missing is not None, reason=str(missing))
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(1, 1, 1), (5, 7, 9), (13, 100, 130), (64, 48, 128), (70, 200, 1300), (9, 2100, 60)]  # rows, out, in
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def decoded(x: Tensor) -> Tensor:
+    """What the codes of x (…, K) stand for, in fp64: blocks of 128 along the last dimension, each with its largest value.
+
+    The codes are computed in fp32, as half-way between two of them the last bit decides.
+    """
+    size = x.shape[-1]
+    padded = torch.nn.functional.pad(x.float(), (0, -size % 128)).unflatten(-1, (-1, 128))
+    largest = padded.abs().amax(-1, keepdim=True)
+    factor = torch.full_like(largest, 4095) / largest  # `4095 / largest` would be a reciprocal, rounded twice
+    codes = torch.where(largest > 0, (padded * factor).round(), 0).double()
+    return (codes * largest.double() / 4095).flatten(-2)[..., :size]
+
+
+def product(x: Tensor, *parts: Tensor) -> Tensor:
+    return IntegerMatrix(*parts).forward(x, None, Workspace(torch.float32), "y").clone()
+
+
+def gradient(dy: Tensor, *parts: Tensor) -> Tensor:
+    return IntegerMatrix(*parts).backward(dy, Workspace(torch.float32), "dx").clone()
+
+
+def rounded(ours: Tensor, exact: Tensor) -> float:
+    return ((ours.double() - exact).norm() / exact.norm()).item()
+
+
+@on_this_cpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "out", "into"), SHAPES)
+def test_products_are_those_of_the_codes(rows: int, out: int, into: int, dtype: torch.dtype) -> None:
+    x, dy, weight = noise(rows, into), noise(rows, out, seed=1), noise(out, into, seed=2).to(dtype)
+    towards, back = decoded(x) @ decoded(weight).t(), decoded(dy) @ decoded(weight.t()).t()
+    torch.testing.assert_close(product(x, weight).double(), towards, rtol=1e-5, atol=1e-6 * math.sqrt(into))
+    torch.testing.assert_close(gradient(dy, weight).double(), back, rtol=1e-5, atol=1e-6 * math.sqrt(out))
+
+
+@on_this_cpu
+@pytest.mark.parametrize("outlier", [1.0, 10.0, 1000.0])
+def test_they_round_less_than_bf16(outlier: float) -> None:
+    """Also where one value of each block is far larger than all others, as in activations of large models."""
+    x, weight = noise(200, 512), noise(300, 512, seed=1)
+    x[:, ::128] *= outlier
+    exact = x.double() @ weight.double().t()
+    in_bf16 = rounded((x.bfloat16().double() @ weight.bfloat16().double().t()), exact)  # without that of its result
+    ours = rounded(product(x, weight), exact)
+    assert ours < in_bf16
+    if outlier == 1:
+        assert ours < in_bf16 / 5
+
+
+@on_this_cpu
+def test_a_row_does_not_depend_on_others_or_on_threads() -> None:
+    x, weight = noise(200, 300), noise(500, 300, seed=1)
+    whole = product(x, weight)
+    assert torch.equal(product(x[17:18], weight), whole[17:18])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 3)
+    try:
+        assert torch.equal(product(x, weight), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@on_this_cpu
+def test_parts_one_below_the_other_are_one_matrix() -> None:
+    x, dy, parts = noise(20, 64), noise(20, 130, seed=1), [noise(100, 64, seed=2), noise(30, 64, seed=3)]
+    assert torch.equal(product(x, *parts), torch.cat([product(x, part) for part in parts], dim=1))
+    sums = gradient(dy[:, :100].contiguous(), parts[0]) + gradient(dy[:, 100:].contiguous(), parts[1])
+    assert torch.equal(gradient(dy, *parts), sums)
+    bias = noise(130, seed=4)
+    with_bias = IntegerMatrix(*parts).forward(x, bias, Workspace(torch.float32), "y")
+    assert torch.equal(with_bias, product(x, *parts) + bias)
+
+
+@on_this_cpu
+def test_the_largest_sums_do_not_overflow() -> None:
+    x, weight = torch.ones(8, 1280), torch.ones(48, 1280)
+    torch.testing.assert_close(product(x, weight), torch.full((8, 48), 1280.0))
+    torch.testing.assert_close(product(-x, weight), torch.full((8, 48), -1280.0))
+
+
+@on_this_cpu
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_not_finite(bad: float) -> None:
+    """In its own row, or its own output: a run that explodes has to be seen."""
+    x, weight = noise(10, 200), noise(60, 200, seed=1)
+    spoiled = x.clone()
+    spoiled[3, 150] = bad
+    ours = product(spoiled, weight)
+    assert ours[3].isnan().all()
+    assert torch.equal(ours[4:], product(x, weight)[4:])
+    weight[5, 7] = bad
+    assert product(x, weight)[:, 5].isnan().all()
+    assert gradient(noise(10, 60), weight)[:, 7].isnan().all()
+
+
+@on_this_cpu
+def test_zeros_and_no_rows() -> None:
+    assert torch.equal(product(torch.zeros(3, 130), noise(50, 130)), torch.zeros(3, 50))
+    assert torch.equal(product(noise(3, 130), torch.zeros(50, 130)), torch.zeros(3, 50))
+    assert torch.equal(product(torch.full((1, 4), 1e-35), noise(5, 4)), torch.zeros(1, 5))
+    assert product(noise(0, 130), noise(50, 130)).shape == (0, 50)
+
+
+@on_this_cpu
+def test_memory_is_not_read_beyond_what_is_given() -> None:
+    workspace, x, weight = Workspace(torch.float32), noise(9, 64), noise(10, 64)
+    codes = coded(x, workspace)
+    for wrong in (
+        lambda: integer_product(codes, noise(10, 300), torch.empty(9, 10)),
+        lambda: integer_product(codes, weight, torch.empty(20, 10)),
+        lambda: integer_product(codes, weight, torch.empty(9, 11)),
+        lambda: integer_product(codes, weight, torch.empty(9, 10, dtype=torch.bfloat16)),
+        lambda: integer_product(codes, weight.double(), torch.empty(9, 10)),
+        lambda: integer_product(codes, noise(64, 10).t(), torch.empty(9, 10)),
+        lambda: coded(x.double(), workspace),
+        lambda: coded(noise(64, 9).t(), workspace),
+    ):
+        with pytest.raises(ValueError, match=r"codes of|out of|weights in|x has"):
+            wrong()
+
+
+def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    integer_products.library.cache_clear()
+    monkeypatch.setattr(integer_products.shutil, "which", lambda name: None)
+    try:
+        assert why_no_integers() == "there is no gcc"
+        with pytest.raises(NoIntegers):
+            integer_products.library()
+    finally:
+        integer_products.library.cache_clear()

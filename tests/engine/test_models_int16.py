@@ -1,0 +1,108 @@
+"""Training with products in 16-bit integers: nearer to fp32 than bf16 is, on every base that it reads, and repeatable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorasmith.engine.lora.integer_products import why_no_integers
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization
+from lorasmith.engine.models import precision
+from lorasmith.engine.models.decoder import PackedDecoder
+from lorasmith.engine.models.packing import pack
+from lorasmith.engine.models.quantized_loading import load_quantized_model
+from lorasmith.engine.training.computation import checked_decoder
+from lorasmith.errors import InvalidSpec
+from tests.engine.decoder_cases import (
+    FAMILIES,
+    adapted,
+    adapter_gradients,
+    distances,
+    random_rows,
+    reference_gradients,
+    rounded_model,
+    tiny_base,
+)
+from tests.engine.small_jobs import assert_same_bits, run_engine, stop_and_resume
+
+Job = Callable[..., Path]
+missing = why_no_integers()
+pytestmark = pytest.mark.skipif(missing is not None, reason=str(missing))
+LENGTHS = [33, 7, 61, 2, 18]
+BESIDE_BF16 = 0.5  # of the distance of PEFT under autocast; it is a fifth of it and less
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_nearer_than_those_of_bf16(family: str) -> None:
+    rows = random_rows(LENGTHS)
+    nats, truth = reference_gradients(rounded_model(family, torch.float32), rows, 0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, peft = reference_gradients(rounded_model(family, torch.bfloat16), rows, 0.01)
+    model = rounded_model(family, torch.float32)
+    decoder = PackedDecoder(checked_decoder(model, 97, "int16"))
+    assert set(decoder.decoder.paths.values()) == {"int16"}
+    assert decoder.gradients(pack(rows), 0.01, None) == pytest.approx(nats, rel=1e-3)
+    ours = adapter_gradients(model)
+    assert {tensor.dtype for tensor in ours.values()} == {torch.float32}
+    for distance, bound in zip(distances(ours, truth), distances(peft, truth), strict=True):
+        assert 1e-5 < distance <= BESIDE_BF16 * bound  # what is nearer is fp32
+
+
+@pytest.mark.parametrize("quantization", [AS_STORED, Quantization("nf4"), Quantization("int8")], ids=str)
+def test_every_base_is_multiplied_in_integers(tmp_path: Path, quantization: Quantization) -> None:
+    """With the gradients of the same base in fp32, a thousandth apart."""
+    tiny_base("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    rows = random_rows(LENGTHS)
+    found = []
+    for wanted in ("fp32", "int16"):
+        torch.manual_seed(4)  # A
+        model = adapted(load_quantized_model(tmp_path, torch.float32, quantization))
+        decoder = PackedDecoder(checked_decoder(model, 97, "fp32" if wanted == "fp32" else "int16"))
+        decoder.gradients(pack(rows), 0.01, None)
+        found.append(adapter_gradients(model))
+    assert set(decoder.decoder.paths.values()) == {"int16" if quantization == AS_STORED else quantization.kind}
+    assert 1e-5 < distances(found[1], found[0])[0] < 5e-3
+
+
+@pytest.mark.parametrize("base", ["half", "full"])
+def test_a_stopped_and_resumed_run_has_the_bits_of_the_uninterrupted_one(
+    bf16_folder: Path, qwen2_folder: Path, training_job: Job, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = bf16_folder if base == "half" else qwen2_folder
+    settings: dict[str, Any] = {"max_steps": 7, "precision": "int16"}
+    whole, stopped = training_job(folder, "whole", **settings), training_job(folder, "stopped", **settings)
+    result = run_engine(whole)
+    assert result["precision"] == "int16"
+    assert set(result["paths"]) == {"int16"}
+    assert result["training_loss"][-1] < result["training_loss"][0]
+    stop_and_resume(stopped, monkeypatch)
+    assert_same_bits(whole, stopped)
+    made = json.loads((whole / "machine.json").read_text(encoding="utf-8"))
+    assert made["weights"] == ("stored" if base == "half" else "converted")
+    assert made["memory"] == "lean"
+
+
+def test_through_peft_it_is_fp32_and_says_so(
+    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [training_job(qwen2_folder, wanted, max_steps=2, precision=wanted) for wanted in ("fp32", "int16")]
+    monkeypatch.setattr("lorasmith.engine.models.families.FAMILIES", ())
+    results = [run_engine(job) for job in jobs]
+    assert [result["precision"] for result in results] == ["fp32", "fp32"]
+    assert_same_bits(*jobs)
+
+
+def test_a_run_that_began_with_it_does_not_go_on_otherwise(
+    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training_job(qwen2_folder, max_steps=2)
+    (job / "machine.json").write_text(json.dumps({"precision": "int16"}), encoding="utf-8")
+    monkeypatch.setattr(precision, "why_no_integers", lambda: "the CPU has no AVX-512 VNNI")
+    with pytest.raises(InvalidSpec, match="cannot be computed here: the CPU has no AVX-512 VNNI"):
+        run_engine(job)
+    assert not (job / "adapter").exists()
