@@ -53,7 +53,7 @@ from lorasmith.engine.training.estimation.shape import (
 from lorasmith.engine.training.estimation.skeleton import read_config
 from lorasmith.engine.training.estimation.suggestions import changes
 from lorasmith.engine.training.estimation.timing import Rates
-from lorasmith.engine.training.estimation.untouched import UntouchedDropout, UntouchedWeight
+from lorasmith.engine.training.estimation.untouched import UntouchedDropout, untouched_weight
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.engine.training.run import adapted
 from lorasmith.errors import InvalidModel, JobFailed
@@ -158,7 +158,7 @@ def test_quantised_weights_that_were_never_read_have_the_size_of_real_ones(
 ) -> None:
     dtype = torch.bfloat16 if quantization == AS_STORED else torch.float32
     real = quantize(torch.randn(size, dtype=dtype), quantization)
-    assert UntouchedWeight(size, quantization).nbytes == real.nbytes
+    assert untouched_weight(size, quantization).nbytes == real.nbytes
     tile = quantize(torch.randn(1, 4096, dtype=dtype), replace(quantization, double=False))
     noise = tiled(tile, size, double=quantization.double)
     assert (noise.nbytes, noise.shape, noise.kind) == (real.nbytes, real.shape, real.kind)

@@ -15,12 +15,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lorasmith.engine.lora.config import LoRAConfig, fit, pattern_of
-from lorasmith.engine.lora.quantized import AS_STORED, AsStored, Quantization, QuantizedWeight
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.families import Decoder
 from lorasmith.engine.models.quantized_loading import ends_of, linears_to_quantize, widen_ends
 from lorasmith.engine.training.checkpoints import trainable
-from lorasmith.engine.training.estimation.untouched import UntouchedWeight
+from lorasmith.engine.training.estimation.untouched import untouched_weight
 from lorasmith.errors import InvalidModel
 from lorasmith.model_files import safetensors_header
 
@@ -95,11 +95,12 @@ def quantize_skeleton(base: PreTrainedModel, quantization: Quantization, folder:
     for name, linear in linears_to_quantize(base, folder).items():
         shape = linear.out_features, linear.in_features
         with torch.device("meta"):
-            stored: QuantizedWeight = UntouchedWeight(shape, quantization)
-            if quantization == AS_STORED:
-                stored = AsStored(torch.empty(shape, dtype=torch.bfloat16))
             quantized = QuantizedLinear(
-                partial(torch.empty, shape), linear.bias, quantization, linear.weight.dtype, stored
+                partial(torch.empty, shape),
+                linear.bias,
+                quantization,
+                linear.weight.dtype,
+                untouched_weight(shape, quantization),
             )
         base.set_submodule(name, quantized)
     if quantization == AS_STORED:

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.dropout import Dropout
-from lorasmith.engine.lora.quantized import BLOCK, CHUNK, MAGNITUDE_BLOCK, Kind, Quantization
+from lorasmith.engine.lora.quantized import (
+    AS_STORED,
+    BLOCK,
+    CHUNK,
+    MAGNITUDE_BLOCK,
+    AsStored,
+    Kind,
+    Quantization,
+    QuantizedWeight,
+)
 from lorasmith.engine.models.packing import pack
 from lorasmith.engine.training.computation import PackedComputation
 
@@ -82,6 +91,13 @@ class UntouchedWeight:
         del codes
         torch.empty(MAGNITUDE_BLOCK * -(-self.blocks // MAGNITUDE_BLOCK))  # their scales, repeated
         return coarse
+
+
+def untouched_weight(shape: tuple[int, int], quantization: Quantization) -> QuantizedWeight:
+    """What is held as it is stored has values, though none that could be read: products in int16 multiply them."""
+    if quantization == AS_STORED:
+        return AsStored(torch.empty(shape, dtype=torch.bfloat16, device="meta"))
+    return UntouchedWeight(shape, quantization)
 
 
 class UntouchedComputation(PackedComputation):
