@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import unicodedata
 from itertools import product
 from typing import Any
 
@@ -21,10 +23,11 @@ from lorasmith.engine.data.words import (
     LLAMA3_PATTERN,
     QWEN2_PATTERN,
     SMOLLM_PATTERN,
+    UNLISTED,
     Words,
-    in_ascii,
+    cutting_of,
+    for_python,
     mark_of,
-    word_pattern,
 )
 from lorasmith.starter.location import starter_model
 
@@ -57,6 +60,11 @@ TOKENIZERS = {pattern: cut_by(pieces) for pattern, pieces in CUTTING.items()}
 KINDS = ["a", "s", "S", "l", "1", "'", "_", " ", "\n", "\r", "\t", "\x1c"]
 
 
+def listed() -> list[str]:
+    """Every character with which a text is cut."""
+    return [one for one in map(chr, range(0x110000)) if not UNLISTED.match(one)]
+
+
 def words_of(pattern: str) -> Words:
     encoder = encoder_of(TOKENIZERS[pattern])
     assert isinstance(encoder, BetweenMarks)
@@ -65,12 +73,12 @@ def words_of(pattern: str) -> Words:
 
 
 @pytest.mark.parametrize("pattern", CUTTING, ids=["gpt-2", "smollm", "llama-3", "qwen-2"])
-def test_python_cuts_ascii_where_the_tokenizer_does(pattern: str) -> None:
-    every = [chr(code) for code in range(128)]
+def test_python_cuts_where_the_tokenizer_does(pattern: str) -> None:
+    ascii = [chr(code) for code in range(128)]
     texts = ["".join(some) for length in (1, 2, 3, 4) for some in product(KINDS, repeat=length)]
-    texts += ["".join(pair) for pair in product(every, every)]
-    texts += [f"{before}{one}{after}" for one in every for before in ("a", "1", " ", "\n") for after in ("a", "1", " ")]
-    cut = re.compile(in_ascii(pattern), re.ASCII)
+    texts += ["".join(pair) for pair in product(ascii, ascii)]
+    texts += [f"a{one}a {one}1{one} {one}'s{one}\n{one} \n {one}{one}  {one}\n" for one in listed()]
+    cut = re.compile(for_python(pattern), re.ASCII)
     for text in texts:
         pieces = [text[start:end] for _, (start, end) in CUTTING[pattern].pre_tokenize_str(text)]
         assert cut.findall(text) == pieces, repr(text)
@@ -128,14 +136,36 @@ def test_another_way_of_cutting_is_left_to_the_tokenizer(normalizer: Any, pieces
     tokenizer = cut_by(pieces)
     if normalizer is not None:
         tokenizer.backend_tokenizer.normalizer = normalizer
-    assert word_pattern(json.loads(tokenizer.backend_tokenizer.to_str())) is None
+    assert cutting_of(json.loads(tokenizer.backend_tokenizer.to_str())) is None
     texts = ["It's  THE 12 x_1\n\nend"]
     assert encoder_of(tokenizer).encode(texts) == [encode(tokenizer, text) for text in texts]
 
 
-def test_forms_of_unicode_leave_ascii_as_it_is() -> None:
+def test_listed_characters_have_no_other_form_nor_one_together() -> None:
+    rng = random.Random(0)
+    text = "".join(rng.choices(listed(), k=100_000)) + "".join(listed())
+    assert normalizers.NFC().normalize_str(text) == text
+    assert not any(unicodedata.category(one) == "Cn" or unicodedata.combining(one) for one in listed())
+
+
+@pytest.mark.parametrize("forms", [[normalizers.NFC()], [normalizers.NFC(), normalizers.NFKC()], [normalizers.NFD()]])
+def test_texts_are_cut_that_the_forms_of_unicode_leave_as_they_are(forms: list[Any]) -> None:
     tokenizer = cut_by(byte_level())
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.NFKC()])
-    assert word_pattern(json.loads(tokenizer.backend_tokenizer.to_str())) == GPT2_PATTERN
-    texts = ["".join(map(chr, range(128))), "e\u0301 \ufb01", "fi e"]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(forms)
+    cutting = cutting_of(json.loads(tokenizer.backend_tokenizer.to_str()))
+    assert cutting is not None
+    assert cutting.words("a b") == ["a", " b"]
+    assert cutting.words("\ufb01") is None
+    assert cutting.words("\u00e9") == (["\u00e9"] if len(forms) == 1 and "NFC" in str(forms) else None)
+    texts = ["".join(map(chr, range(128))), "e\u0301 \ufb01 \u00e9 ", "fi \u00e9"]
     assert encoder_of(tokenizer).encode(texts) == [encode(tokenizer, text) for text in texts]
+
+
+def test_where_many_words_are_new_only_those_that_repeat_are_remembered() -> None:
+    rng = random.Random(0)
+    texts = [" ".join(str(rng.randrange(10**9)) for _ in range(10)) for _ in range(20)]
+    texts += ["a b a b a b"]
+    encoder = words_of(GPT2_PATTERN)
+    assert encoder.encode(texts) == [encode(TOKENIZERS[GPT2_PATTERN], text) for text in texts]
+    assert set(encoder.known) == {" a", " b"}
+    assert encoder.encode(texts[-1:] * 5) == [encode(TOKENIZERS[GPT2_PATTERN], texts[-1])] * 5

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from lorasmith.engine.data.words import Words, flattened, mark_of, word_pattern
+from lorasmith.engine.data.words import Words, cutting_of, flattened, mark_of
 
 MOST_CHARACTERS = 1 << 23  # of remembered texts; then all are forgotten
 PLACELESS_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Replace", "StripAccents"}
@@ -98,10 +98,10 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     if not is_placeless(tokenizer, parts):
         return WholeTexts(tokenizer)
     added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
-    pattern, mark = word_pattern(parts), mark_of(added, parts["model"].get("unk_token"))
-    if pattern is None or mark is None:
+    cutting, mark = cutting_of(parts), mark_of(added, parts["model"].get("unk_token"))
+    if cutting is None or mark is None:
         return BetweenMarks(tokenizer)
-    return BetweenMarks(tokenizer, Words(pattern, mark, partial(encode_texts, tokenizer, add_special_tokens=False)))
+    return BetweenMarks(tokenizer, Words(cutting, mark, partial(encode_texts, tokenizer, add_special_tokens=False)))
 
 
 def is_placeless(tokenizer: PreTrainedTokenizerBase, parts: dict[str, Any]) -> bool:

@@ -2,22 +2,26 @@
 
 Before a byte-level tokenizer looks for tokens it cuts a text into words, by a pattern that is one of a few, and what it
 makes of a word depends on that word alone. Python cuts in a seventh of the time that the tokenizer takes for cutting and
-looking up, and finds the tokens of a known word in a dictionary. Only ASCII is cut here: what a letter, a digit or a
-space is beyond it depends on the version of Unicode.
+looking up, and finds the tokens of a known word in a dictionary. Only texts of characters that are listed here are cut: what
+is a letter, a digit or a space among the others depends on the version of Unicode.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from dataclasses import dataclass
+from itertools import chain, filterfalse, pairwise
 from typing import Any
 
 import numpy as np
 
-MOST_CHARACTERS = 1 << 20  # of remembered words, some 40 MB; then all are forgotten
-# As they stand in tokenizer.json
-# what ByteLevel has built in
+MOST_CHARACTERS = 1 << 19  # of remembered words, which take up to 40 MB; then all are forgotten
+# Of the words of a call. One alone costs the tokenizer three times what it costs in its text, so where more are not known
+# (random letters, long numbers) only those that are there twice are asked for, and a text with another one is given whole.
+MOST_FRESH = 0.2
+# As they stand in tokenizer.json; the first is built into its ByteLevel
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -26,36 +30,71 @@ LLAMA3_PATTERN = (
 QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 # Each digit is cut off first, so white space before one is not followed by anything
 SMOLLM_PATTERN = GPT2_PATTERN.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
+# Latin, Greek, Cyrillic; without the long s, which is an s where case does not matter
+LETTERS = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0180-\u024f\u0391-\u03a1\u03a3-\u03ce\u0400-\u0481"
+DIGITS = "0-9"
+# Beyond ASCII: punctuation, currencies, arrows, boxes, pictures. As the letters, they stay what they are in the form NFC.
+SIGNS = (
+    r"\u00a1-\u00a9\u00ab\u00ac\u00ae-\u00b1\u00b4\u00b6-\u00b8\u00bb\u00bf\u00d7\u00f7\u200d\u2010-\u2027\u2030-\u205e"
+    r"\u20a0-\u20bf\u2190-\u21ff\u2500-\u2775\ufe0f\U0001f300-\U0001f64f\U0001f680-\U0001f6cf"
+)
+UNLISTED = re.compile(rf"[^\x00-\x7f{LETTERS}{SIGNS}]")
+BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 FORMS = {"NFC", "NFD", "NFKC", "NFKD"}  # of Unicode, in all of which ASCII stays as it is
 
 EncodeAll = Callable[[Sequence[str]], list[list[int]]]  # the tokenizer's own ids of each text
 
 
+@dataclass(frozen=True)
+class Cutting:
+    """`pattern` cuts a text into words, one after the other, where nothing in it matches `other`."""
+
+    pattern: re.Pattern[str]
+    other: re.Pattern[str]
+
+    def words(self, text: str) -> list[str] | None:
+        """None for a text that only the tokenizer cuts."""
+        return self.pattern.findall(text) if text.isascii() or not self.other.search(text) else None
+
+
 class Words:
-    """Remembers the words of ASCII texts. Not for two threads at once.
+    """Remembers words. Not for two threads at once.
 
     `mark` is an added token, which ends words on both sides: with it between them, many words are one text.
     """
 
-    def __init__(self, pattern: str, mark: tuple[int, str], encode_all: EncodeAll) -> None:
-        self.pattern = re.compile(in_ascii(pattern), re.ASCII)
-        (self.mark_id, self.mark), self.encode_all = mark, encode_all
+    def __init__(self, cutting: Cutting, mark: tuple[int, str], encode_all: EncodeAll) -> None:
+        self.cutting, (self.mark_id, self.mark), self.encode_all = cutting, mark, encode_all
         self.known: dict[str, tuple[int, ...]] = {}
         self.characters = 0
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, in none of which there is an added token."""
-        words = [self.pattern.findall(text) if text.isascii() else None for text in texts]
-        self.learn(set().union(*filter(None, words)))
-        others = iter(self.encode_all([text for text, found in zip(texts, words, strict=True) if found is None]))
-        ids_of = self.known.__getitem__
-        return [next(others) if found is None else list(chain.from_iterable(map(ids_of, found))) for found in words]
-
-    def learn(self, words: set[str]) -> None:
         if self.characters > MOST_CHARACTERS:
             self.known.clear()
             self.characters = 0
-        fresh = list(words - self.known.keys())
+        words = [self.cutting.words(text) for text in texts]
+        cut = [found for found in words if found is not None]
+        unknown = [*filterfalse(self.known.__contains__, chain.from_iterable(cut))]
+        fresh = set(unknown)
+        if len(fresh) > MOST_FRESH * sum(map(len, cut)):
+            fresh = {word for word, count in Counter(unknown).items() if count > 1}
+        self.learn([*fresh])
+        ids = [None if found is None else self.joined(found) for found in words]
+        others = iter(self.encode_all([text for text, found in zip(texts, ids, strict=True) if found is None]))
+        return [next(others) if found is None else found for found in ids]
+
+    def joined(self, words: list[str]) -> list[int] | None:
+        """None where one of them is not known."""
+        ids: list[int] = []
+        try:
+            for word in words:
+                ids += self.known[word]  # two thirds of the time of a chain of iterators
+        except KeyError:
+            return None
+        return ids
+
+    def learn(self, fresh: list[str]) -> None:
         if not fresh:
             return
         self.characters += sum(map(len, fresh))
@@ -76,25 +115,29 @@ def mark_of(added: Mapping[int, str], unknown: str | None) -> tuple[int, str] | 
     return None
 
 
-def in_ascii(pattern: str) -> str:
-    r"""The pattern for `re`, which has no classes of Unicode, and for texts in ASCII.
+def for_python(pattern: str) -> str:
+    r"""The pattern for `re` and its flag ASCII, with the listed characters in place of classes of Unicode.
 
-    >>> in_ascii(r" ?\p{L}+| ?[^\s\p{L}\p{N}]+")
-    ' ?[A-Za-z]+| ?[^\\sA-Za-z0-9]+'
+    >>> for_python(r" ?\p{N}+| ?[^\s\p{N}]+")
+    ' ?[0-9]+| ?[^\\s0-9]+'
     """
-    for name, characters in ((r"\p{L}", "A-Za-z"), (r"\p{N}", "0-9")):
-        inside = re.compile(r"(\[[^\]]*)" + re.escape(name))
-        while inside.search(pattern):
-            pattern = inside.sub(lambda found: found[1] + characters, pattern)  # noqa: B023  used at once
-        pattern = pattern.replace(name, f"[{characters}]")
+    for name, characters in ((r"\p{L}", LETTERS), (r"\p{N}", DIGITS)):
+        bracketed = re.sub(rf"(\[[^\]]*\])|{re.escape(name)}", lambda found: found[1] or f"[{found[0]}]", pattern)
+        pattern = bracketed.replace(name, characters)
     return pattern
 
 
-def word_pattern(parts: dict[str, Any]) -> str | None:
-    """What cuts texts into words, of the parts of a tokenizer.json; None where that is not one of the known patterns."""
-    if parts["model"]["type"] != "BPE" or any(part["type"] not in FORMS for part in flattened(parts["normalizer"])):
+def cutting_of(parts: dict[str, Any]) -> Cutting | None:
+    """How the tokenizer of that tokenizer.json cuts; None where its pattern is not one of those that are known."""
+    pattern = word_pattern([*flattened(parts["pre_tokenizer"])])
+    forms = {part["type"] for part in flattened(parts["normalizer"])}
+    if pattern is None or parts["model"]["type"] != "BPE" or not forms <= FORMS:
         return None
-    match [*flattened(parts["pre_tokenizer"])]:
+    return Cutting(re.compile(for_python(pattern), re.ASCII), UNLISTED if forms <= {"NFC"} else BEYOND_ASCII)
+
+
+def word_pattern(pieces: list[dict[str, Any]]) -> str | None:
+    match pieces:
         case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
             return GPT2_PATTERN
         case [
