@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from lorasmith.engine.adapters.gguf import add_vocabulary
-from lorasmith.engine.adapters.gguf_vocabulary import LLAMA3_PATTERN, QWEN2_PATTERN, Vocabulary, read_vocabulary
+from lorasmith.engine.adapters.gguf_vocabulary import Vocabulary, read_vocabulary
+from lorasmith.engine.data.words import LLAMA3_PATTERN, QWEN2_PATTERN
 from lorasmith.errors import InvalidModel
 from tests.engine.adapter_cases import real_llama_cpp
 

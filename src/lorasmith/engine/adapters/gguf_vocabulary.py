@@ -11,14 +11,9 @@ from typing import Any
 from gguf import TokenType
 from transformers import PreTrainedTokenizerBase
 
+from lorasmith.engine.data.words import LLAMA3_PATTERN, QWEN2_PATTERN
 from lorasmith.errors import InvalidModel
 
-# Split patterns as they stand in tokenizer.json
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 # (pattern, whether a whole word in the vocabulary skips its merges) -> tokenizer.ggml.pre
 PRE_TOKENIZERS = {
     (LLAMA3_PATTERN, True): "llama-bpe",

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
+
+from lorasmith.engine.data.words import Words, cutting_of, flattened, mark_of
 
 MOST_CHARACTERS = 1 << 23  # of remembered texts; then all are forgotten
 PLACELESS_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Replace", "StripAccents"}
@@ -37,15 +40,19 @@ class WholeTexts:
 
 
 class BetweenMarks:
-    """Remembers the texts between added tokens. Not for two threads at once."""
+    """Remembers the texts between added tokens. Not for two threads at once.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    `words` makes the tokens of those that it does not know yet, in place of the tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Words | None = None) -> None:
         self.tokenizer = tokenizer
         self.added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
         names = sorted(self.added, key=len, reverse=True)  # of two at one place the longest is meant
         self.marks = re.compile(f"({'|'.join(map(re.escape, names))})")
         self.known: dict[str, list[int]] = {}
         self.characters = 0
+        self.words = words
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         pieces = [self.marks.split(text) for text in texts]  # every second one is an added token
@@ -55,7 +62,8 @@ class BetweenMarks:
         known = self.known
         fresh = list({piece: None for split in pieces for piece in split[::2] if piece not in known})
         self.characters += sum(map(len, fresh))
-        known.update(zip(fresh, encode_texts(self.tokenizer, fresh, add_special_tokens=False), strict=True))
+        ids = self.words.encode(fresh) if self.words else encode_texts(self.tokenizer, fresh, add_special_tokens=False)
+        known.update(zip(fresh, ids, strict=True))
         return [self.joined(split) for split in pieces]
 
     def joined(self, pieces: list[str]) -> list[int]:
@@ -84,31 +92,30 @@ def encode_texts(
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    return BetweenMarks(tokenizer) if tokenizer.is_fast and is_placeless(tokenizer) else WholeTexts(tokenizer)
+    if not tokenizer.is_fast:
+        return WholeTexts(tokenizer)
+    parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    if not is_placeless(tokenizer, parts):
+        return WholeTexts(tokenizer)
+    added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    cutting, mark = cutting_of(parts), mark_of(added, parts["model"].get("unk_token"))
+    if cutting is None or mark is None:
+        return BetweenMarks(tokenizer)
+    return BetweenMarks(tokenizer, Words(cutting, mark, partial(encode_texts, tokenizer, add_special_tokens=False)))
 
 
-def is_placeless(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the ids of a text between two added tokens depend on that text alone."""
+def is_placeless(tokenizer: PreTrainedTokenizerBase, parts: dict[str, Any]) -> bool:
+    """Whether the ids of a text between two added tokens depend on that text alone. `parts` are those of tokenizer.json."""
     added = tokenizer.added_tokens_decoder.values()
     if tokenizer.split_special_tokens or not added:
         return False
     if any(not one.content or one.normalized or one.lstrip or one.rstrip or one.single_word for one in added):
         return False
-    parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    normalizers, pieces = flattened(parts["normalizer"]), flattened(parts["pre_tokenizer"])
     return (
         not parts["model"].get("dropout")
-        and all(part["type"] in PLACELESS_NORMALIZERS for part in normalizers)
-        and all(part["type"] in PLACELESS_PIECES and not part.get("add_prefix_space") for part in pieces)
+        and all(part["type"] in PLACELESS_NORMALIZERS for part in flattened(parts["normalizer"]))
+        and all(
+            part["type"] in PLACELESS_PIECES and not part.get("add_prefix_space")
+            for part in flattened(parts["pre_tokenizer"])
+        )
     )
-
-
-def flattened(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The parts of a sequence, or the one part, or none."""
-    if part is None:
-        return
-    if part["type"] == "Sequence":
-        for inner in part.get("normalizers") or part.get("pretokenizers") or []:
-            yield from flattened(inner)
-    else:
-        yield part

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lorasmith.engine.data import encoding, rendering, template_flow, template_forms
+from lorasmith.engine.data import encoding, rendering, template_flow, template_forms, words
 from lorasmith.engine.data.token_chunks import Chunks
 from lorasmith.engine.data.token_store import PARTIAL, StoreWriter, TokenStore
 from lorasmith.engine.reporting import Reporter
@@ -62,7 +62,8 @@ def origin(examples_file: Path, tokenizer: PreTrainedTokenizerBase, stop_ids: se
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "stop_ids": sorted(stop_ids),
         "code": [
-            sha256_file(Path(str(module.__file__))) for module in (rendering, encoding, template_flow, template_forms)
+            sha256_file(Path(str(module.__file__)))
+            for module in (rendering, encoding, words, template_flow, template_forms)
         ],
         **{name: version(name) for name in ("transformers", "tokenizers", "jinja2")},
         **({"date": date.today().isoformat()} if "strftime_now" in json.dumps(template) else {}),
