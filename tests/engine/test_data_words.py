@@ -30,6 +30,7 @@ from lorasmith.engine.data.words import (
     for_python,
     mark_of,
 )
+from lorasmith.errors import InvalidModel
 from lorasmith.starter.location import starter_model
 
 
@@ -171,3 +172,14 @@ def test_where_many_words_are_new_only_those_that_repeat_are_remembered() -> Non
     assert encoder.encode(texts) == [encode(TOKENIZERS[GPT2_PATTERN], text) for text in texts]
     assert set(encoder.known) == {" a", " b"}
     assert encoder.encode(texts[-1:] * 5) == [encode(TOKENIZERS[GPT2_PATTERN], texts[-1])] * 5
+
+
+def test_a_text_that_comes_out_otherwise_than_its_words_stops_it() -> None:
+    tokenizer = TOKENIZERS[GPT2_PATTERN]
+    found = encoder_of(tokenizer)
+    assert isinstance(found, BetweenMarks)
+    assert found.words
+    found.words.encode(["one two", "one two"])
+    found.words.known[" two"] = (1, 2, 3)
+    with pytest.raises(InvalidModel, match=r"'one two' is \[.*\] instead of \[.*1, 2, 3\]"):
+        found.words.encode(["one two"])

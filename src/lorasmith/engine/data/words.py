@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from lorasmith.errors import InvalidModel
+
 MOST_CHARACTERS = 1 << 19  # of remembered words, which take up to 40 MB; then all are forgotten
 # Of the words of a call. One alone costs the tokenizer three times what it costs in its text, so where more are not known
 # (random letters, long numbers) only those that are there twice are asked for, and a text with another one is given whole.
@@ -69,7 +71,7 @@ class Words:
         self.characters = 0
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, in none of which there is an added token."""
+        """The ids of each text, in none of which there is an added token. One of each call is tokenised as well, and compared."""
         if self.characters > MOST_CHARACTERS:
             self.known.clear()
             self.characters = 0
@@ -81,8 +83,16 @@ class Words:
             fresh = {word for word, count in Counter(unknown).items() if count > 1}
         self.learn([*fresh])
         ids = [None if found is None else self.joined(found) for found in words]
-        others = iter(self.encode_all([text for text, found in zip(texts, ids, strict=True) if found is None]))
-        return [next(others) if found is None else found for found in ids]
+        compared = next((place for place, found in enumerate(ids) if found), None)
+        rest = [place for place, found in enumerate(ids) if found is None or place == compared]
+        whole = dict(zip(rest, self.encode_all([texts[place] for place in rest]), strict=True))
+        if compared is not None and ids[compared] != whole[compared]:
+            raise InvalidModel(
+                "the tokenizer makes other tokens of a text than of its words one by one: "
+                f"{texts[compared][:60]!r} is {whole[compared][:8]} instead of {ids[compared][:8]}",
+                hint="this should not be; please report it with the model's tokenizer.json",
+            )
+        return [whole[place] if found is None else found for place, found in enumerate(ids)]
 
     def joined(self, words: list[str]) -> list[int] | None:
         """None where one of them is not known."""
