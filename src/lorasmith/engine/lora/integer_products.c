@@ -17,8 +17,9 @@
 enum { BLOCK = 128, PAIRS = BLOCK / 2, LARGEST = 4095 };
 enum { TILE_ROWS = 8, PANEL = 48, LANES = 16, VECTORS = PANEL / LANES };
 enum { ROWS_AT_ONCE = 64 };   /* their sums, 12 KB, stay in the first cache beside one block of a panel, 12 KB */
-enum { BLOCKS_AT_ONCE = 8 }; /* of the sum, for all outputs, then the next: 1,024 rows of W are still in the cache for the next panel */
-enum { UNITS_PER_THREAD = 4 };
+enum { WHOLE_SUM = 8, PART_OF_SUM = 4 }; /* blocks at once, for all outputs, then the next: the codes of a thousand rows, 1 MB, and
+                                            as many rows of W are still in the second cache for the next panel */
+enum { UNITS_PER_THREAD = 4, MOST_ROWS = 1024 };
 enum { FP32, BF16, FP16 };
 
 static const float TINY = 1e-30f;
@@ -191,13 +192,18 @@ static void multiply_rows(const int16_t *codes, const float *scales, long height
                      sums + (row - top) * PANEL, block == start);
 }
 
+/* y (rows, count) = sums, or += with `add`. Whole lines go past the caches: reading them first would be a tenth of a product. */
 static void write_rows(const float *sums, long rows, long count, float *y, long y_stride, int add) {
+    const int past = !add && count == PANEL && (uintptr_t)y % 64 == 0 && y_stride % LANES == 0;
     for (long row = 0; row < rows; row++, sums += PANEL, y += y_stride) {
         for (int v = 0; v < VECTORS; v++) {
             const __mmask16 mask = first_lanes(count - LANES * v);
             __m512 value = _mm512_load_ps(sums + LANES * v);
             if (add) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, y + LANES * v));
-            _mm512_mask_storeu_ps(y + LANES * v, mask, value);
+            if (past)
+                _mm512_stream_ps(y + LANES * v, value);
+            else
+                _mm512_mask_storeu_ps(y + LANES * v, mask, value);
         }
     }
 }
@@ -231,10 +237,11 @@ int multiply(const int16_t *codes, const float *scales, long rows, const void *w
              int along_rows, float *y, long y_stride, int add, int threads) {
     const Matrix matrix = {w, dtype, w_columns};
     const long outputs = along_rows ? w_columns : w_rows, terms = along_rows ? w_rows : w_columns;
-    const long height = padded(rows), blocks = blocks_of(terms), held = least(blocks, BLOCKS_AT_ONCE);
+    const long height = padded(rows), blocks = blocks_of(terms), held = blocks <= WHOLE_SUM ? blocks : PART_OF_SUM;
     const long panels = (outputs + PANEL - 1) / PANEL, row_groups = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-    /* Few panels are shared out by their rows too, for each of which a panel is made once more. */
-    const long parts = least(row_groups, (UNITS_PER_THREAD * threads + panels - 1) / panels);
+    /* Few panels are shared out by their rows too, and many rows are taken in parts; for each a panel is made once more. */
+    const long few = (UNITS_PER_THREAD * threads + panels - 1) / panels, many = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    const long parts = least(row_groups, few > many ? few : many);
     const long part_rows = (row_groups + parts - 1) / parts * ROWS_AT_ONCE;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
@@ -248,8 +255,8 @@ int multiply(const int16_t *codes, const float *scales, long rows, const void *w
 #pragma omp for schedule(dynamic)
             for (long unit = 0; unit < panels * parts; unit++) {
                 if (failed) continue;
-                const long first = unit / parts * PANEL, count = least(outputs - first, PANEL);
-                const long begin = unit % parts * part_rows, end = least(rows, begin + part_rows);
+                const long first = unit % panels * PANEL, count = least(outputs - first, PANEL);
+                const long begin = unit / panels * part_rows, end = least(rows, begin + part_rows);
                 if (begin >= end) continue;
                 make_panel(&matrix, along_rows, first, count, terms, start, stop, panel, panel_scales);
                 for (long top = begin; top < end; top += ROWS_AT_ONCE) {
@@ -259,6 +266,7 @@ int multiply(const int16_t *codes, const float *scales, long rows, const void *w
                 }
             }
         }
+        _mm_sfence(); /* what went past the caches is there for other threads */
         free(panel);
         free(panel_scales);
         free(sums);
