@@ -57,14 +57,14 @@ def speed_bar(answers: Answers, label: str, ours: str, peers: list[Peer], bar: f
     return Bar(f"{ours} against {label}", f"{ours_median:.1f} tok/s", peer_text, ratio, bar)
 
 
-def memory_bar(answers: Answers, rival: Peer) -> Bar:
-    """Peak memory in the lean mode against the peer's, over runs with the same number of timed steps."""
-    theirs, mine = answers[rival.name], answers[ours_name("lean")]
+def memory_bar(answers: Answers, mode: str, rival: Peer) -> Bar:
+    """Peak memory of ours against the peer's, over runs with the same number of timed steps."""
+    theirs, mine = answers[rival.name], answers[ours_name(mode)]
     alike = [answer for answer in mine if len(timed_steps(answer)) == len(timed_steps(theirs[0]))] or mine
     ours_bytes = statistics.median(answer["peak_bytes"] for answer in alike)
     peer_bytes = statistics.median(answer["peak_bytes"] for answer in theirs)
     ours_text, peer_text = f"{ours_bytes / 1e9:.2f} GB", f"{peer_bytes / 1e9:.2f} GB ({rival.name})"
-    return Bar("peak memory, lean", ours_text, peer_text, ours_bytes / peer_bytes, LEAN_MEMORY_BAR, at_least=False)
+    return Bar(f"peak memory, {mode}", ours_text, peer_text, ours_bytes / peer_bytes, LEAN_MEMORY_BAR, at_least=False)
 
 
 def loss_bar(memory: str, ours: Answer, references: dict[str, Answer]) -> Bar:
@@ -129,7 +129,8 @@ def judge(
         if default := [peer for peer in with_dropout if replace(peer, dropout=0.0) == TRL_DEFAULT]:
             bars.append(speed_bar(answers, "TRL's default", ours, default, TRL_DEFAULT_BAR))
     bars.append(speed_bar(answers, "best peer", ours_name("lean"), peers, LEAN_SPEED_BAR))
-    bars.append(memory_bar(answers, fastest(answers, peers)))
+    bars.append(speed_bar(answers, "best peer", ours_name("least"), peers, LEAN_SPEED_BAR))
+    bars += [memory_bar(answers, lean, fastest(answers, peers)) for lean in ("lean", "least")]
     for memory in dict.fromkeys([mode, "lean"]):
         if references:
             bars.append(loss_bar(memory, answers[ours_name(memory)][0], references))

@@ -28,7 +28,6 @@ def main() -> None:
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     precision = choose_precision(settings["precision"])
-    retain_heap()
     folder = Path(settings["model"])
     weights = choose_weights(settings["memory"], precision, half_bytes(folder))
     base = load_model(folder, DTYPES[precision], AS_STORED if weights == "stored" else None)
@@ -38,12 +37,14 @@ def main() -> None:
     decoder = checked_decoder(model, base.config.vocab_size, precision)
     if settings["memory"] == "fast":
         pack_weights(decoder, model)
+    retain_heap()
     computation = PackedComputation(
         decoder,
         seed=settings["seed"],
         micro_batch_tokens=settings["micro_batch_tokens"],
         lean=settings["memory"] == "lean",
-        compiled=can_compile(),
+        recompute=settings["recompute"],
+        compiled=settings["compiled"] and can_compile(),
     )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings["learning_rate"], weight_decay=0.0, fused=True)

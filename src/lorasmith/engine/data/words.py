@@ -89,7 +89,7 @@ class Words:
         if compared is not None and ids[compared] != whole[compared]:
             raise InvalidModel(
                 "the tokenizer makes other tokens of a text than of its words one by one: "
-                f"{texts[compared][:60]!r} is {whole[compared][:8]} instead of {ids[compared][:8]}",
+                f"{texts[compared][:60]!r} is {whole[compared]} instead of {ids[compared]}",
                 hint="this should not be; please report it with the model's tokenizer.json",
             )
         return [whole[place] if found is None else found for place, found in enumerate(ids)]

@@ -14,7 +14,7 @@ from lorasmith.engine.models.attention import BY_BLOCKS, KEPT_TOKENS, Attention
 from lorasmith.engine.models.elementwise import EAGER, Elementwise, rms_norm, rms_norm_backward, wide
 from lorasmith.engine.models.families import Decoder, Layer
 from lorasmith.engine.models.fused_attention import FUSED
-from lorasmith.engine.models.head import cross_entropy, cross_entropy_with_gradient
+from lorasmith.engine.models.head import CHUNK, LEAST_CHUNK, cross_entropy, cross_entropy_with_gradient
 from lorasmith.engine.models.layer import LayerSaved, Pass, layer_backward, layer_forward
 from lorasmith.engine.models.packing import PackedRows, Segment
 from lorasmith.engine.models.workspace import Workspace
@@ -45,6 +45,7 @@ class PackedDecoder:
         self.attention = attention or (BY_BLOCKS if self.device.type == "cpu" else FUSED)
         self.kept_tokens = 0 if lean else KEPT_TOKENS
         self.recompute = recompute
+        self.head_tokens = LEAST_CHUNK if recompute else CHUNK
         self.elementwise = elementwise
         self.workspace = Workspace(decoder.dtype, self.device)
         self.lowest = next((number for number, layer in enumerate(decoder.layers) if layer.trained), 0)
@@ -55,7 +56,7 @@ class PackedDecoder:
         rows = rows.to(self.device)
         last = self.forward(self.prefix(rows), self.state(rows, None), rows.chosen, None)
         hidden = self.normalised(last[rows.labelled_among_chosen])[0]
-        return cross_entropy(hidden, rows.targets, self.decoder.head, self.workspace).item()
+        return cross_entropy(hidden, rows.targets, self.decoder.head, self.workspace, self.head_tokens).item()
 
     @torch.no_grad()
     def gradients(self, rows: PackedRows, scale: float, dropout: Dropout | None, prefix: Tensor | None = None) -> float:
@@ -69,7 +70,9 @@ class PackedDecoder:
         last = self.forward(self.prefix(rows) if prefix is None else prefix, state, rows.chosen, saved)
         labelled = last[rows.labelled_among_chosen]
         hidden, inverse = self.normalised(labelled)
-        nats, gradient = cross_entropy_with_gradient(hidden, rows.targets, self.decoder.head, scale, self.workspace)
+        nats, gradient = cross_entropy_with_gradient(
+            hidden, rows.targets, self.decoder.head, scale, self.workspace, self.head_tokens
+        )
         dlabelled = rms_norm_backward(labelled, self.decoder.final_norm, inverse, gradient).to(last.dtype)
         dx = self.workspace.take("gradient", *last.shape).zero_()
         dx.index_add_(0, rows.labelled_among_chosen, dlabelled)  # a shared token is labelled once for each of its rows
