@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.lora.integer_products import why_no_integers
 from lorasmith.engine.training.checkpoints import trainable
 
 SIZES = {
@@ -44,6 +47,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
 }
 ALL_LINEAR = "all-linear"
+NO_INTEGERS = why_no_integers()
+# A CPU cannot be installed; without a compiler CI fails
+needs_integers = pytest.mark.skipif(
+    NO_INTEGERS is not None and not ("gcc" in NO_INTEGERS and os.environ.get("CI")), reason=str(NO_INTEGERS)
+)
 
 
 def tiny_base(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:

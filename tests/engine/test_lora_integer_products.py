@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +14,9 @@ from lorasmith.engine.lora import integer_products
 from lorasmith.engine.lora.frozen import IntegerMatrix
 from lorasmith.engine.lora.integer_products import NoIntegers, coded, integer_product, why_no_integers
 from lorasmith.engine.models.workspace import Workspace
+from tests.engine.decoder_cases import needs_integers
 
-missing = why_no_integers()
-on_this_cpu = pytest.mark.skipif(missing is not None, reason=str(missing))
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1, 1), (5, 7, 9), (13, 100, 130), (64, 48, 128), (70, 200, 1300), (9, 2100, 60)]  # rows, out, in
 
@@ -48,7 +50,7 @@ def rounded(ours: Tensor, exact: Tensor) -> float:
     return ((ours.double() - exact).norm() / exact.norm()).item()
 
 
-@on_this_cpu
+@needs_integers
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "out", "into"), SHAPES)
 def test_products_are_those_of_the_codes(rows: int, out: int, into: int, dtype: torch.dtype) -> None:
@@ -58,7 +60,7 @@ def test_products_are_those_of_the_codes(rows: int, out: int, into: int, dtype: 
     torch.testing.assert_close(gradient(dy, weight).double(), back, rtol=1e-5, atol=1e-6 * math.sqrt(out))
 
 
-@on_this_cpu
+@needs_integers
 @pytest.mark.parametrize("outlier", [1.0, 10.0, 1000.0])
 def test_they_round_less_than_bf16(outlier: float) -> None:
     """Also where one value of each block is far larger than all others, as in activations of large models."""
@@ -72,7 +74,7 @@ def test_they_round_less_than_bf16(outlier: float) -> None:
         assert ours < in_bf16 / 5
 
 
-@on_this_cpu
+@needs_integers
 def test_a_row_does_not_depend_on_others_or_on_threads() -> None:
     x, weight = noise(200, 300), noise(500, 300, seed=1)
     whole = product(x, weight)
@@ -85,7 +87,7 @@ def test_a_row_does_not_depend_on_others_or_on_threads() -> None:
         torch.set_num_threads(threads)
 
 
-@on_this_cpu
+@needs_integers
 def test_parts_one_below_the_other_are_one_matrix() -> None:
     x, dy, parts = noise(20, 64), noise(20, 130, seed=1), [noise(100, 64, seed=2), noise(30, 64, seed=3)]
     assert torch.equal(product(x, *parts), torch.cat([product(x, part) for part in parts], dim=1))
@@ -96,14 +98,14 @@ def test_parts_one_below_the_other_are_one_matrix() -> None:
     assert torch.equal(with_bias, product(x, *parts) + bias)
 
 
-@on_this_cpu
+@needs_integers
 def test_the_largest_sums_do_not_overflow() -> None:
     x, weight = torch.ones(8, 1280), torch.ones(48, 1280)
     torch.testing.assert_close(product(x, weight), torch.full((8, 48), 1280.0))
     torch.testing.assert_close(product(-x, weight), torch.full((8, 48), -1280.0))
 
 
-@on_this_cpu
+@needs_integers
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_not_finite(bad: float) -> None:
     """In its own row, or its own output: a run that explodes has to be seen."""
@@ -118,7 +120,7 @@ def test_what_is_not_finite_stays_not_finite(bad: float) -> None:
     assert gradient(noise(10, 60), weight)[:, 7].isnan().all()
 
 
-@on_this_cpu
+@needs_integers
 def test_zeros_and_no_rows() -> None:
     assert torch.equal(product(torch.zeros(3, 130), noise(50, 130)), torch.zeros(3, 50))
     assert torch.equal(product(noise(3, 130), torch.zeros(50, 130)), torch.zeros(3, 50))
@@ -126,7 +128,7 @@ def test_zeros_and_no_rows() -> None:
     assert product(noise(0, 130), noise(50, 130)).shape == (0, 50)
 
 
-@on_this_cpu
+@needs_integers
 def test_memory_is_not_read_beyond_what_is_given() -> None:
     workspace, x, weight = Workspace(torch.float32), noise(9, 64), noise(10, 64)
     codes = coded(x, workspace)
@@ -142,6 +144,31 @@ def test_memory_is_not_read_beyond_what_is_given() -> None:
     ):
         with pytest.raises(ValueError, match=r"codes of|out of|weights in|x has"):
             wrong()
+
+
+@needs_integers
+def test_its_threads_are_those_of_torch() -> None:
+    product(noise(3, 4), noise(5, 4))
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert len({line.split()[-1] for line in maps.splitlines() if "libgomp" in line}) == 1
+
+
+@needs_gcc
+def test_a_folder_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lorasmith").write_text("no folder", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(NoIntegers, match="cannot be compiled into the cache of this user"):
+        integer_products.compiled("gcc")
+
+
+@needs_gcc
+def test_what_does_not_compile_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(integer_products, "SOURCE", tmp_path / "broken.c")
+    (tmp_path / "broken.c").write_text("int supported(void) { return }", encoding="utf-8")
+    with pytest.raises(NoIntegers, match="gcc cannot compile them"):
+        integer_products.compiled("gcc")
+    assert not list((tmp_path / "lorasmith").iterdir())
 
 
 def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

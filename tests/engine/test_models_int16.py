@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from lorasmith.engine.lora.integer_products import why_no_integers
 from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.models import precision
 from lorasmith.engine.models.decoder import PackedDecoder
@@ -23,6 +22,7 @@ from tests.engine.decoder_cases import (
     adapted,
     adapter_gradients,
     distances,
+    needs_integers,
     random_rows,
     reference_gradients,
     rounded_model,
@@ -31,8 +31,7 @@ from tests.engine.decoder_cases import (
 from tests.engine.small_jobs import assert_same_bits, run_engine, stop_and_resume
 
 Job = Callable[..., Path]
-missing = why_no_integers()
-pytestmark = pytest.mark.skipif(missing is not None, reason=str(missing))
+pytestmark = needs_integers
 LENGTHS = [33, 7, 61, 2, 18]
 BESIDE_BF16 = 0.5  # of the distance of PEFT under autocast; it is a fifth of it and less
 

@@ -55,21 +55,30 @@ def library() -> Any:
 def compiled(compiler: str) -> Path:
     """The shared library of this source and compiler, in the user's cache. Raises `NoIntegers`."""
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True).stdout
-    digest = hashlib.sha256(repr((SOURCE.read_bytes(), FLAGS, version)).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasmith"
+    command = [compiler, *FLAGS, str(SOURCE), *openmp_of_torch(), "-Wl,--as-needed"]
+    digest = hashlib.sha256(repr((SOURCE.read_bytes(), command, version)).encode()).hexdigest()[:16]
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasmith"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{SOURCE.stem}-{digest}.so"
         if not path.exists():
             with tempfile.TemporaryDirectory(dir=folder) as own:
                 made = Path(own) / path.name
-                run = subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True)
+                run = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
                 if run.returncode:
-                    raise NoIntegers(f"{compiler} cannot compile them: {run.stderr.strip().splitlines()[:1]}")
+                    raise NoIntegers(f"{compiler} cannot compile them: {' '.join(run.stderr.split())[:200]}")
                 made.replace(path)  # whole at once, whoever else compiles it now
-    except OSError as error:
-        raise NoIntegers(f"they cannot be compiled below {folder}: {error}") from error
+        if path.stat().st_uid != os.getuid():
+            raise NoIntegers(f"{path} belongs to another user")
+    except (OSError, RuntimeError) as error:  # the latter where there is no home
+        raise NoIntegers(f"they cannot be compiled into the cache of this user: {error}") from error
     return path
+
+
+def openmp_of_torch() -> list[str]:
+    """Its own copy, under whatever name: the threads of a second one would wait for those of the first, which spin."""
+    folder = Path(torch.__file__).parent
+    return [str(path) for place in ("lib", "../torch.libs") for path in sorted((folder / place).glob("libgomp*"))]
 
 
 def why_no_integers() -> str | None:
