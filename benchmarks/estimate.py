@@ -49,7 +49,9 @@ class Run:
 
 RUNS = {
     "starter, rank 8, batches of 8, lean": Run("starter", "quick", ["training.memory=lean", "lora.target_modules=all"]),
-    "starter, rank 64, packed": Run("starter", "tiny", ["training.memory=fast", "lora.rank=64", "lora.dropout=0.05"]),
+    "starter, rank 64, packed": Run(
+        "starter", "tiny", ["training.precision=fp32", "training.memory=fast", "lora.rank=64", "lora.dropout=0.05"]
+    ),
     "smollm2-135m, lean": Run("smollm2-135m", "cpu", ["training.memory=lean", "lora.rank=16"]),
     "smollm2-135m, gradient checkpointing": Run(
         "smollm2-135m", "balanced", ["training.memory=lean", "training.gradient_checkpointing=true"]
