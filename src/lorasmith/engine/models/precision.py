@@ -17,11 +17,8 @@ from lorasmith.schemas.training import PrecisionSetting
 
 Probe = Callable[[], float]
 Precision = Literal["bf16", "int16", "fp32"]
-DTYPES = {
-    "bf16": torch.bfloat16,
-    "int16": torch.float32,
-    "fp32": torch.float32,
-}  # of all but products with frozen weights
+# Of all but products with frozen weights
+DTYPES = {"bf16": torch.bfloat16, "int16": torch.float32, "fp32": torch.float32}
 Memory = Literal["fast", "lean"]
 Weights = Literal["stored", "converted"]
 WORTHWHILE = 1.3  # bf16 or int16 must be this much faster to pay for its casts
@@ -34,9 +31,8 @@ def choose_precision(wanted: PrecisionSetting, device: Device = "cpu") -> Precis
 
     Raises `InvalidSpec` where int16 is asked for and this machine cannot compute it.
     """
-    if wanted == "int16":
-        check_precision(wanted, device)
     if wanted != "auto":
+        check_precision(wanted, device)
         return wanted
     native = native_precision(device)
     if native == "fp32" and device == "cpu" and why_no_integers() is None:
@@ -46,8 +42,10 @@ def choose_precision(wanted: PrecisionSetting, device: Device = "cpu") -> Precis
 
 def check_precision(precision: Precision, device: Device = "cpu") -> None:
     """Raise `InvalidSpec` unless it can be computed here."""
+    if precision != "int16":
+        return
     reason = "they are for a CPU" if device == "cuda" else why_no_integers()
-    if precision == "int16" and reason is not None:
+    if reason is not None:
         raise InvalidSpec(f"products in int16 cannot be computed here: {reason}", hint="--set training.precision=fp32")
 
 

@@ -25,11 +25,8 @@ from lorasmith.engine.training.batches import pad_batch
 from lorasmith.engine.training.loss import CompletionLoss
 
 PROBE_TOKENS = 24
-PROBE_TOLERANCE = {
-    "fp32": 1e-3,
-    "int16": 0.03,
-    "bf16": 0.1,
-}  # of the largest hidden value; a wrong formula is off by far more
+# Of the largest hidden value; a wrong formula is off by far more
+PROBE_TOLERANCE = {"fp32": 1e-3, "int16": 0.03, "bf16": 0.1}
 
 
 class Computation(Protocol):

@@ -190,10 +190,11 @@ def report_gpu(report: Reporter, spec: TrainingSpec, precision: Precision) -> No
 
 
 def held_note(base: transformers.PreTrainedModel, elements: int, precision: Precision) -> str:
+    full = "bf16" if precision == "bf16" else "fp32"
     bits, full_bytes = 8 * quantized_bytes(base) / elements, elements * DTYPES[precision].itemsize
     return (
         f"{elements:,} weights of the base are in {bits:.2f} bits, {quantized_bytes(base) / 1e6:,.0f} MB instead of "
-        f"{full_bytes / 1e6:,.0f} MB in fp32; they are widened each time they are used"
+        f"{full_bytes / 1e6:,.0f} MB in {full}; they are widened each time they are used"
     )
 
 
