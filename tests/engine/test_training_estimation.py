@@ -32,9 +32,10 @@ from lorasmith.engine.training.estimation.memory import (
     prepared,
     save_steps,
 )
+from lorasmith.engine.training.estimation.micro_batches import records
 from lorasmith.engine.training.estimation.random_model import tiled
 from lorasmith.engine.training.estimation.rehearsal import Unperformed, heap_growth
-from lorasmith.engine.training.estimation.shape import Material, records, shape_run
+from lorasmith.engine.training.estimation.shape import Material, shape_run
 from lorasmith.engine.training.estimation.skeleton import read_config
 from lorasmith.engine.training.estimation.suggestions import changes
 from lorasmith.engine.training.estimation.untouched import UntouchedDropout, untouched_weight

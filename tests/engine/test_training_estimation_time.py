@@ -12,10 +12,10 @@ import torch
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.estimation.memory import Process, estimate_disk, estimate_memory, validation_count
+from lorasmith.engine.training.estimation.micro_batches import dealt_steps, dealt_validation
 from lorasmith.engine.training.estimation.prediction import Overheads, estimate_time, scaled
 from lorasmith.engine.training.estimation.sample import Sample, choose_sample
 from lorasmith.engine.training.estimation.several import alone_share
-from lorasmith.engine.training.estimation.shape import dealt_steps, dealt_validation
 from lorasmith.engine.training.estimation.suggestions import changes
 from lorasmith.engine.training.estimation.timing import Rates
 from tests.engine.conftest import Shaped
