@@ -1,4 +1,4 @@
-"""Tiny causal LMs of several families, built from a config with the starter's tokenizer, a starter job, and a teacher."""
+"""Tiny causal LMs built from a config with the starter's tokenizer, training jobs on them and their shapes, and a teacher."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from lorasmith.engine.training.estimation.run import read_material
+from lorasmith.engine.training.estimation.shape import Material, RunShape, shape_run
+from lorasmith.schemas.estimation import EstimateInputs
+from lorasmith.schemas.training import TrainingSpec
 from tests.engine.small_jobs import counting_examples, write_examples
 from tests.teacher_stub import Stub, serving
+
+Shaped = Callable[..., RunShape]
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +103,30 @@ def training_job(tmp_path: Path) -> Callable[..., Path]:
         }
         (folder / "job.json").write_text(json.dumps(order), encoding="utf-8")
         return folder
+
+    return make
+
+
+@pytest.fixture
+def material(training_job: Callable[..., Path], qwen2_folder: Path) -> Callable[..., tuple[TrainingSpec, Material]]:
+    """What an estimate reads of a training job on that base; keyword arguments as for `training_job`."""
+
+    def make(base: Path = qwen2_folder, **settings: Any) -> tuple[TrainingSpec, Material]:
+        folder = training_job(base, f"run-{len(settings)}", **settings)
+        order = json.loads((folder / "job.json").read_text())
+        spec = TrainingSpec.model_validate(order["spec"])
+        files = {name: order["inputs"][name] for name in ("train_file", "val_file", "model_name", "dataset_name")}
+        inputs = EstimateInputs(**files, model_folder=str(base), disk_folder=str(folder))
+        return spec, read_material(spec, inputs)
+
+    return make
+
+
+@pytest.fixture
+def shaped(material: Callable[..., tuple[TrainingSpec, Material]]) -> Shaped:
+    def make(**settings: Any) -> RunShape:
+        spec, found = material(**settings)
+        return shape_run(found, spec)
 
     return make
 

@@ -15,6 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.integer_products import why_no_integers
+from lorasmith.engine.models.decoder import PackedDecoder
+from lorasmith.engine.models.families import read_decoder
+from lorasmith.engine.models.packing import pack
 from lorasmith.engine.training.checkpoints import trainable
 
 SIZES = {
@@ -46,6 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "gemma": {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
 }
+LENGTHS = [33, 7, 61, 2, 18]  # of rows; the one of 2 tokens has a single target
 ALL_LINEAR = "all-linear"
 NO_INTEGERS = why_no_integers()
 # A CPU cannot be installed; without a compiler CI fails
@@ -120,6 +124,31 @@ def reference_gradients(
 
 def adapter_gradients(model: PeftModel) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equals_peft(
+    model: PeftModel, rows: list[RenderedExample], *, scale: float = 0.01, share: bool = False, **settings: Any
+) -> None:
+    """Loss and gradients of the packed decoder with these settings; `share` lets rows share how they begin."""
+    nats, reference = reference_gradients(model, rows, scale)
+    model.zero_grad(set_to_none=True)
+    ours = PackedDecoder(read_decoder(model), **settings).gradients(pack(rows, share=share), scale, None)
+    assert ours == pytest.approx(nats, rel=1e-6), (ours, nats)
+    difference = worst_difference(adapter_gradients(model), reference)
+    assert difference <= 1e-5, difference  # fp32, sums over all tokens
+
+
+def fp32_and_autocast(
+    family: str, rows: list[RenderedExample], **changes: Any
+) -> tuple[float, dict[str, torch.Tensor], list[float]]:
+    """Summed loss in nats and adapter gradients by PEFT in fp32, and how far from them PEFT is under bf16 autocast.
+
+    Both on weights rounded to bf16; the distances are those of `distances`.
+    """
+    nats, truth = reference_gradients(rounded_model(family, torch.float32, **changes), rows, 0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, rounded = reference_gradients(rounded_model(family, torch.bfloat16, **changes), rows, 0.01)
+    return nats, truth, distances(rounded, truth)
 
 
 def worst_difference(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -11,17 +10,15 @@ from torch import Tensor
 
 from lorasmith.engine.models import fused_attention
 from lorasmith.engine.models.attention import BLOCK, BY_BLOCKS, KEPT_TOKENS, Attention, Heads
-from lorasmith.engine.models.decoder import PackedDecoder
-from lorasmith.engine.models.families import read_decoder
 from lorasmith.engine.models.fused_attention import FUSED
-from lorasmith.engine.models.packing import Segment, pack
+from lorasmith.engine.models.packing import Segment
 from lorasmith.engine.models.workspace import Workspace
 from tests.engine.decoder_cases import (
     FAMILIES,
+    LENGTHS,
     adapted,
-    adapter_gradients,
+    assert_equals_peft,
     random_rows,
-    reference_gradients,
     tiny_base,
     worst_difference,
 )
@@ -67,11 +64,6 @@ def test_the_fused_kernels_compute_what_the_blocks_compute(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_with_the_fused_kernels_has_the_gradients_of_peft(family: str) -> None:
-    rows = random_rows([33, 7, 61, 2, 18])
+    rows = random_rows(LENGTHS)
     rows[2] = replace(rows[2], ids=[*rows[0].ids[:25], *rows[2].ids[25:]])
-    model = adapted(tiny_base(family))
-    nats, reference = reference_gradients(model, rows, 0.01)
-    model.zero_grad(set_to_none=True)
-    decoder: Any = PackedDecoder(read_decoder(model), attention=FUSED)
-    assert decoder.gradients(pack(rows, share=True), 0.01, None) == pytest.approx(nats, rel=1e-6)
-    assert worst_difference(adapter_gradients(model), reference) <= 1e-5
+    assert_equals_peft(adapted(tiny_base(family)), rows, share=True, attention=FUSED)

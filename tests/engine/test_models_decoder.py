@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,19 +19,19 @@ from lorasmith.engine.models.decoder import PackedDecoder
 from lorasmith.engine.models.elementwise import can_compile, compiled
 from lorasmith.engine.models.families import NotPacked, pack_weights, read_decoder
 from lorasmith.engine.models.head import target_softmax
-from lorasmith.engine.models.packing import pack
+from lorasmith.engine.models.packing import PackedRows, pack
 from lorasmith.engine.training.computation import checked_decoder
 from tests.engine.decoder_cases import (
     FAMILIES,
+    LENGTHS,
     adapted,
     adapter_gradients,
+    assert_equals_peft,
     random_rows,
     reference_gradients,
     tiny_base,
     worst_difference,
 )
-
-LENGTHS = [33, 7, 61, 2, 18]
 
 
 def decode(model: PeftModel, *, packed: bool = False) -> PackedDecoder:
@@ -62,76 +63,63 @@ def test_a_shared_beginning_changes_no_gradient(family: str) -> None:
     for number, (source, length) in {1: (0, 40), 2: (0, 40), 4: (0, 20), 5: (1, 57)}.items():  # 5 shares what 1 shares
         row = rows[number]
         rows[number] = replace(row, ids=[*rows[source].ids[:length], *row.ids[length:]])
-    model = adapted(tiny_base(family))
-    nats, reference = reference_gradients(model, rows, 0.01)
     shared = pack(rows, share=True)
     assert len(shared.ids) == sum(shared.lengths) - 32 - 32 - 16 - 48  # whole blocks
-    assert decode(model).gradients(shared, 0.01, None) == pytest.approx(nats, rel=1e-6)
-    assert worst_difference(adapter_gradients(model), reference) <= 1e-5  # fp32
+    assert_equals_peft(adapted(tiny_base(family)), rows, share=True)
 
 
 def test_a_long_shared_beginning_changes_no_gradient() -> None:
     rows = random_rows([KEPT_TOKENS + 60, KEPT_TOKENS + 30, BLOCK + 90])
     start = rows[0].ids[: BLOCK + 70]
     rows[1:] = [replace(row, ids=[*start, *row.ids[len(start) :]]) for row in rows[1:]]
-    model = adapted(tiny_base("llama", max_position_embeddings=1024))
-    nats, reference = reference_gradients(model, rows, 0.01)
-    assert decode(model).gradients(pack(rows, share=True), 0.01, None) == pytest.approx(nats, rel=1e-6)
-    assert worst_difference(adapter_gradients(model), reference) <= 1e-5
+    assert_equals_peft(adapted(tiny_base("llama", max_position_embeddings=1024)), rows, share=True)
+
+
+def workspaces_of_equal_gradients(make: Callable[[], PeftModel], rows: PackedRows, **saving: Any) -> list[int]:
+    """Bytes of the workspace without the setting `saving` and with it, which changes no bit of a gradient."""
+    found, sizes = [], []
+    for settings in ({}, saving):
+        model = make()
+        decoder = PackedDecoder(read_decoder(model), **settings)
+        decoder.gradients(rows, 0.01, RowDropout(0, 0, range(len(rows.lengths)), rows.lengths))
+        found.append(adapter_gradients(model))
+        sizes.append(decoder.workspace.size_bytes)
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+    return sizes
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_layers_computed_again_give_the_same_gradients(dropout: float) -> None:
     rows = pack(random_rows(LENGTHS))
-    found, sizes = [], []
-    for recompute in (False, True):
-        model = adapted(tiny_base("qwen3", num_hidden_layers=8), dropout=dropout)
-        decoder = PackedDecoder(read_decoder(model), recompute=recompute)
-        decoder.gradients(rows, 0.01, RowDropout(0, 0, range(len(LENGTHS)), rows.lengths))
-        found.append(adapter_gradients(model))
-        sizes.append(decoder.workspace.size_bytes)
-    for name, gradient in found[0].items():
-        assert torch.equal(gradient, found[1][name]), name
-    assert sizes[1] < 0.5 * sizes[0]
+    before, less = workspaces_of_equal_gradients(
+        lambda: adapted(tiny_base("qwen3", num_hidden_layers=8), dropout=dropout), rows, recompute=True
+    )
+    assert less < 0.5 * before
 
 
 @pytest.mark.parametrize("family", ["qwen3", "mistral"])
 def test_attention_weights_that_are_not_kept_give_the_same_gradients(family: str) -> None:
     rows = pack(random_rows([300, 200, KEPT_TOKENS + 1]))
-    found, sizes = [], []
-    for lean in (False, True):
-        model = adapted(tiny_base(family, max_position_embeddings=1024))
-        decoder = PackedDecoder(read_decoder(model), lean=lean)
-        decoder.gradients(rows, 0.01, None)
-        found.append(adapter_gradients(model))
-        sizes.append(decoder.workspace.size_bytes)
-    for name, gradient in found[0].items():
-        assert torch.equal(gradient, found[1][name]), name
-    assert sizes[1] < 0.8 * sizes[0]
+    before, less = workspaces_of_equal_gradients(
+        lambda: adapted(tiny_base(family, max_position_embeddings=1024)), rows, lean=True
+    )
+    assert less < 0.8 * before
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler")
 @pytest.mark.parametrize("family", ["phi3", "qwen3", "gemma"])
 def test_compiled_parts_give_the_same_gradients(family: str) -> None:
-    rows = random_rows(LENGTHS)
-    model = adapted(tiny_base(family))
-    nats, reference = reference_gradients(model, rows, 0.01)
-    model.zero_grad(set_to_none=True)
-    decoder = PackedDecoder(read_decoder(model), elementwise=compiled())
-    assert decoder.gradients(pack(rows), 0.01, None) == pytest.approx(nats, rel=1e-6)
-    assert worst_difference(adapter_gradients(model), reference) <= 1e-5
+    assert_equals_peft(adapted(tiny_base(family)), random_rows(LENGTHS), elementwise=compiled())
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_rows_of_several_blocks_equal_peft(family: str) -> None:
     lengths = [KEPT_TOKENS + 90, 2 * BLOCK, BLOCK + 1, 5]
     window = {"sliding_window": BLOCK + 40} if family == "mistral" else {}
-    model, rows = adapted(tiny_base(family, max_position_embeddings=1024, **window)), random_rows(lengths)
-    nats, reference = reference_gradients(model, rows, 0.001)
-    ours = decode(model).gradients(pack(rows), 0.001, None)
-    assert ours == pytest.approx(nats, rel=1e-6)
-    assert worst_difference(adapter_gradients(model), reference) <= 1e-5
+    model = adapted(tiny_base(family, max_position_embeddings=1024, **window))
+    assert_equals_peft(model, random_rows(lengths), scale=0.001)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +133,7 @@ def test_rows_of_several_blocks_equal_peft(family: str) -> None:
     ids=lambda settings: next(iter(settings)),
 )
 def test_adapters_on_some_modules_and_of_several_ranks_equal_peft(settings: dict[str, Any]) -> None:
-    model, rows = adapted(tiny_base("qwen2"), **settings), random_rows(LENGTHS)
-    nats, reference = reference_gradients(model, rows, 0.01)
-    assert decode(model).gradients(pack(rows), 0.01, None) == pytest.approx(nats, rel=1e-6)
-    assert worst_difference(adapter_gradients(model), reference) <= 1e-5
+    assert_equals_peft(adapted(tiny_base("qwen2"), **settings), random_rows(LENGTHS))
 
 
 @pytest.mark.parametrize("size", [1, 4, 16])

@@ -19,12 +19,13 @@ from lorasmith.engine.training.computation import checked_decoder
 from lorasmith.errors import InvalidSpec
 from tests.engine.decoder_cases import (
     FAMILIES,
+    LENGTHS,
     adapted,
     adapter_gradients,
     distances,
+    fp32_and_autocast,
     needs_integers,
     random_rows,
-    reference_gradients,
     rounded_model,
     tiny_base,
 )
@@ -32,23 +33,20 @@ from tests.engine.small_jobs import assert_same_bits, run_engine, stop_and_resum
 
 Job = Callable[..., Path]
 pytestmark = needs_integers
-LENGTHS = [33, 7, 61, 2, 18]
 BESIDE_BF16 = 0.5  # of the distance of PEFT under autocast; it is a fifth of it and less
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_nearer_than_those_of_bf16(family: str) -> None:
     rows = random_rows(LENGTHS)
-    nats, truth = reference_gradients(rounded_model(family, torch.float32), rows, 0.01)
-    with torch.autocast("cpu", torch.bfloat16):
-        _, peft = reference_gradients(rounded_model(family, torch.bfloat16), rows, 0.01)
+    nats, truth, bounds = fp32_and_autocast(family, rows)
     model = rounded_model(family, torch.float32)
     decoder = PackedDecoder(checked_decoder(model, 97, "int16"))
     assert set(decoder.decoder.paths.values()) == {"int16"}
     assert decoder.gradients(pack(rows), 0.01, None) == pytest.approx(nats, rel=1e-3)
     ours = adapter_gradients(model)
     assert {tensor.dtype for tensor in ours.values()} == {torch.float32}
-    for distance, bound in zip(distances(ours, truth), distances(peft, truth), strict=True):
+    for distance, bound in zip(distances(ours, truth), bounds, strict=True):
         assert 1e-5 < distance <= BESIDE_BF16 * bound  # what is nearer is fp32
 
 

@@ -21,6 +21,7 @@ from lorasmith.engine.models.packing import pack
 from lorasmith.engine.models.quantized_loading import load_quantized_model
 from lorasmith.errors import InvalidModel, InvalidSpec
 from tests.engine.decoder_cases import (
+    LENGTHS,
     adapted,
     adapter_gradients,
     random_rows,
@@ -30,7 +31,6 @@ from tests.engine.decoder_cases import (
 )
 
 NF4 = Quantization("nf4")
-LENGTHS = [33, 7, 61, 2, 18]
 IDS = torch.arange(3, 35).unsqueeze(0)
 
 

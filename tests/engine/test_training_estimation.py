@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,6 @@ from lorasmith.engine.models.families import pack_weights, read_decoder
 from lorasmith.engine.models.loading import load_model
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.computation import PackedComputation
-from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.estimation.memory import (
     Process,
     adapter_bytes,
@@ -34,56 +31,21 @@ from lorasmith.engine.training.estimation.memory import (
     optimizer_bytes,
     prepared,
     save_steps,
-    validation_count,
 )
-from lorasmith.engine.training.estimation.prediction import Overheads, estimate_time, scaled
+from lorasmith.engine.training.estimation.micro_batches import records
 from lorasmith.engine.training.estimation.random_model import tiled
 from lorasmith.engine.training.estimation.rehearsal import Unperformed, heap_growth
-from lorasmith.engine.training.estimation.run import read_material
-from lorasmith.engine.training.estimation.sample import Sample, choose_sample
-from lorasmith.engine.training.estimation.several import alone_share
-from lorasmith.engine.training.estimation.shape import (
-    Material,
-    RunShape,
-    dealt_steps,
-    dealt_validation,
-    records,
-    shape_run,
-)
+from lorasmith.engine.training.estimation.shape import Material, shape_run
 from lorasmith.engine.training.estimation.skeleton import read_config
 from lorasmith.engine.training.estimation.suggestions import changes
-from lorasmith.engine.training.estimation.timing import Rates
 from lorasmith.engine.training.estimation.untouched import UntouchedDropout, untouched_weight
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.engine.training.run import adapted
 from lorasmith.errors import InvalidModel, JobFailed
-from lorasmith.schemas.estimation import EstimateInputs, seed_training_vram_gb
+from lorasmith.schemas.estimation import seed_training_vram_gb
 from lorasmith.schemas.training import TrainingSpec
+from tests.engine.conftest import Shaped
 from tests.engine.small_jobs import run_engine, tie_ends
-
-Shaped = Callable[..., RunShape]
-
-
-@pytest.fixture
-def material(training_job: Callable[..., Path], qwen2_folder: Path) -> Callable[..., tuple[TrainingSpec, Material]]:
-    def make(base: Path = qwen2_folder, **settings: Any) -> tuple[TrainingSpec, Material]:
-        folder = training_job(base, f"run-{len(settings)}", **settings)
-        order = json.loads((folder / "job.json").read_text())
-        spec = TrainingSpec.model_validate(order["spec"])
-        files = {name: order["inputs"][name] for name in ("train_file", "val_file", "model_name", "dataset_name")}
-        inputs = EstimateInputs(**files, model_folder=str(base), disk_folder=str(folder))
-        return spec, read_material(spec, inputs)
-
-    return make
-
-
-@pytest.fixture
-def shaped(material: Callable[..., tuple[TrainingSpec, Material]]) -> Shaped:
-    def make(**settings: Any) -> RunShape:
-        spec, found = material(**settings)
-        return shape_run(found, spec)
-
-    return make
 
 
 def test_weights_and_trained_elements_are_those_of_the_loaded_model(shaped: Shaped, qwen2_folder: Path) -> None:
@@ -313,108 +275,6 @@ def test_what_fails_in_a_rehearsal_is_said() -> None:
 def test_records_are_the_growing_batches_and_the_largest() -> None:
     rows = [RenderedExample(n, [1] * n, [True] * n) for n in (100, 105, 300, 120, 310)]
     assert records(iter([[0], [1], [2], [3], [4]]), rows) == [[0], [2], [4]]  # 105 is no growth, 310 is the largest
-
-
-def test_time_is_tokens_times_layers_plus_what_is_done_now_and_then(shaped: Shaped) -> None:
-    shape = shaped(num_epochs=2, eval_every=3, save_every=4)  # 24 rows, 4 a step: 12 steps
-    shape.step_bytes = 0
-    rates = Rates(
-        layer_s=1.0, rest_s=0.5, forward_layer_s=0.25, forward_rest_s=0.125, update_s=0.0, save_s=0.0, first_s=0.0,
-        spread=0.0, measured_s=1.0, layers=1,
-    )  # fmt: skip
-    clock = estimate_time(shape, Overheads(start_s=3.0, end_s=2.0), rates, estimate_disk(shape, shape.folder))
-    assert clock.training_s == pytest.approx(2 * shape.part.tokens * (0.5 + 2 * 1.0))
-    validated = sum(len(row.ids) for row in shape.validation)
-    assert clock.validation_s == pytest.approx(13 * validated * (0.125 + 2 * 0.25))  # before, and after each step
-    assert clock.total_s == pytest.approx(5.0 + clock.training_s + clock.validation_s)
-    again = replace(shape, spec=shape.spec.model_copy(deep=True))
-    again.spec.training.gradient_checkpointing = True
-    slower = estimate_time(again, Overheads(0, 0), scaled(rates, again, shape), estimate_disk(again, again.folder))
-    assert slower.training_s == pytest.approx(2 * shape.part.tokens * (0.5 + 2 * 1.25))
-
-
-def test_processes_have_copies_and_their_share_of_a_step_and_sum_gradients_in_buckets(shaped: Shaped) -> None:
-    alone, three = shaped(num_epochs=1), shaped(num_epochs=1, processes=3)
-    alone.step_bytes = three.step_bytes = 1_000_000
-    one, of_three = (estimate_memory(shape, Process(100, 10, further_bytes=60)) for shape in (alone, three))
-    assert one.process_peaks_bytes == [one.peak_bytes]
-    assert one.reduction_bytes == 0
-    assert of_three.reduction_bytes == 2 * 4 * three.trained_elements  # the gradients, copied, and their sum
-    training = one.weights_bytes + one.adapter_bytes + 1_000_000 + 10
-    further = 60 + training + of_three.reduction_bytes
-    first = 100 + training + max(of_three.saving_bytes, of_three.reduction_bytes)
-    assert of_three.process_peaks_bytes == [first, further, further]
-    assert of_three.peak_bytes == first + 2 * further
-    assert estimate_disk(three, three.folder).peak_bytes == pytest.approx(
-        estimate_disk(alone, alone.folder).peak_bytes, rel=1e-3
-    )
-
-
-def test_several_processes_wait_for_the_one_with_most_tokens_and_for_the_sum(shaped: Shaped) -> None:
-    shape = shaped(num_epochs=2, processes=3, batch_size=5, eval_every=12)  # 24 rows: four steps of 5, and one of 4
-    shape.step_bytes = 0
-    rates = Rates(
-        layer_s=1.0, rest_s=0.5, forward_layer_s=0.25, forward_rest_s=0.125, update_s=0.0, save_s=0.0, first_s=0.0,
-        spread=0.0, measured_s=1.0, layers=1, exchange_s=7.0, reduce_s=0.01, alone=0.4,
-    )  # fmt: skip
-    disk = estimate_disk(shape, shape.folder)
-    overheads = Overheads(start_s=9.0, end_s=0.0, launch_s=5.0)
-    clock = estimate_time(shape, overheads, rates, disk)
-    steps = list(dealt_steps(shape))
-    assert sorted(row for step in steps for share in step for row in share) == list(range(len(shape.part.rows)))
-    tokens = [[sum(len(shape.part.rows[row].ids) for row in share) for share in step] for step in steps]
-    waited = sum(max(loads) for loads in tokens)
-    assert shape.part.tokens / 3 <= waited < shape.part.tokens
-    assert clock.exchange_s == pytest.approx(shape.plan.total_steps * (7.0 + 0.01 * shape.trained_elements))
-    assert clock.training_s == pytest.approx(2 * waited * 2.5 + clock.exchange_s)
-    checked = max(sum(len(shape.validation[row].ids) for row in share) for share in dealt_validation(shape))
-    assert clock.validation_s == pytest.approx(validation_count(shape) * checked * (0.125 + 2 * 0.25))
-    one = replace(shape, spec=shape.spec.model_copy(deep=True))
-    one.spec.training.processes = 1
-    alone = estimate_time(one, overheads, scaled(rates, one, shape), disk)
-    assert alone.training_s == pytest.approx(2 * shape.part.tokens * 2.5 * 0.4)
-    assert (clock.start_s, alone.start_s, alone.exchange_s) == (9.0, 4.0, 0.0)
-
-
-def test_what_processes_measure_at_a_time_is_what_each_computes_in_the_run(shaped: Shaped) -> None:
-    shape = shaped(processes=2)
-    sample = choose_sample(shape, budget_s=60.0)
-    devices = Devices(count=2)
-    dealt = [devices.shares(shape.plan.row_indices(step), shape.part.rows) for step in range(shape.plan.total_steps)]
-    for of_each in sample.batches:
-        assert any(all(set(batch) <= set(share) for batch, share in zip(of_each, step, strict=True)) for step in dealt)
-    assert {index for of_each in sample.batches for batch in of_each for index in batch} == set(range(24))
-    assert sorted(sample.alone) == sorted(shape.plan.row_indices(0))
-
-
-def test_one_process_alone_is_measured_with_all_cores_on_whole_steps() -> None:
-    calls: list[tuple[list[int], int]] = []
-
-    class Computes:
-        def gradients(self, batch: list[int], rows: Any, *, scale: float, step: int) -> float:
-            calls.append((batch, torch.get_num_threads()))
-            time.sleep(0.02)
-            return 1.0
-
-    rows = [RenderedExample(n, [1] * 10, [True] * 10) for n in range(6)]
-    sample = Sample(layers=1, vocabulary=2, batches=[[[0, 1]]], alone=[0, 1, 2, 3])
-    before = torch.get_num_threads()
-    computation: Any = Computes()
-    share = alone_share(computation, sample, rows, Devices(), threads_alone=before + 2)
-    assert share == pytest.approx(0.5, rel=0.3)  # the same time for twice the tokens
-    assert set(map(str, calls)) == {str(([0, 1], before)), str(([0, 1, 2, 3], before + 2))}
-    assert torch.get_num_threads() == before
-
-
-def test_one_process_in_the_place_of_several_is_a_change_to_consider_on_the_cpu_as_they_are(
-    shaped: Shaped, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    on_a_gpu_else = {"training.processes": 1, "training.device": "cpu"}
-    assert on_a_gpu_else in [change.values for change in changes(shaped(processes=2, device="auto"))]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert {"training.processes": 1} in [change.values for change in changes(shaped(processes=2))]
-    assert {"training.processes": 1} not in [change.values for change in changes(shaped())]
 
 
 def test_a_smaller_adapter_and_a_shorter_limit_are_predicted_not_told(

@@ -1,4 +1,4 @@
-"""A bicycle shop whose rows a teacher rewords."""
+"""The example of a support desk as a dataset, and a bicycle shop whose rows a teacher rewords."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from lorasmith.services.augmentation import start_augmentation
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.workbench import Workbench
 from tests.augmentation_jobs import GREETINGS, LOCAL, QUESTIONS, SYSTEM, Augment, question_of, run_job
+from tests.services.import_cases import SUPPORT
 from tests.teacher_stub import Reply, Stub, completion, serving
+
+
+@pytest.fixture
+def support(workbench: Workbench) -> Dataset:
+    return import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
 
 
 @pytest.fixture

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from lorasmith.errors import Conflict, NotFound
 from lorasmith.files import new_id, write_json
 from lorasmith.schemas.adapters import Adapter
-from lorasmith.schemas.data import DataImportSpec, Dataset
+from lorasmith.schemas.data import Dataset
 from lorasmith.schemas.evaluation import Evaluation
 from lorasmith.schemas.training import TrainingResult, TrainingSpec
 from lorasmith.services import data
-from lorasmith.services.data_import import import_dataset
 from lorasmith.services.data_redeciding import split
 from lorasmith.services.data_removal import remove_dataset
 from lorasmith.services.job_outcomes import keep_adapter
 from lorasmith.services.training import start_training
 from lorasmith.services.workbench import Workbench
-
-SUPPORT = Path(__file__).parents[2] / "examples" / "support.jsonl"
-
-
-@pytest.fixture
-def support(workbench: Workbench) -> Dataset:
-    return import_dataset(workbench, SUPPORT, DataImportSpec(name="support", exact=True))
-
-
-def dataset_folders(workbench: Workbench) -> list[str]:
-    return sorted(path.name for path in (workbench.home / "datasets").iterdir())
+from tests.services.import_cases import dataset_folders
 
 
 def refusal(workbench: Workbench, name: str) -> str:

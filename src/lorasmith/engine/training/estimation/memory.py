@@ -22,8 +22,9 @@ from lorasmith.engine.training.checkpoints import trainable
 from lorasmith.engine.training.choices import FREE_DISK_SHARE, SHORT_ROW_TOKENS
 from lorasmith.engine.training.computation import Computation
 from lorasmith.engine.training.devices import buckets
+from lorasmith.engine.training.estimation.micro_batches import dealt_validation, growing_batches, records
 from lorasmith.engine.training.estimation.rehearsal import Prepare, whole_growth
-from lorasmith.engine.training.estimation.shape import RunShape, dealt_validation, growing_batches, records
+from lorasmith.engine.training.estimation.shape import RunShape
 from lorasmith.engine.training.estimation.skeleton import (
     adapted_skeleton,
     few_layers,

@@ -21,7 +21,8 @@ from lorasmith.engine.training.estimation.memory import (
     save_steps,
     validation_count,
 )
-from lorasmith.engine.training.estimation.shape import RunShape, dealt_validation, slowest_share
+from lorasmith.engine.training.estimation.micro_batches import dealt_validation, slowest_share
+from lorasmith.engine.training.estimation.shape import RunShape
 from lorasmith.engine.training.estimation.skeleton import layer_weights
 from lorasmith.engine.training.estimation.timing import Rates
 from lorasmith.schemas.estimation import DiskEstimate, MemoryEstimate, TimeEstimate
