@@ -61,11 +61,15 @@ def test_products_are_those_of_the_codes(rows: int, out: int, into: int, dtype: 
 
 
 @needs_integers
-@pytest.mark.parametrize("outlier", [1.0, 10.0, 1000.0])
-def test_they_round_less_than_bf16(outlier: float) -> None:
-    """Also where one value of each block is far larger than all others, as in activations of large models."""
+@pytest.mark.parametrize("weight_of_outlier", [1.0, 0.1, 0.01, 0.0])
+@pytest.mark.parametrize("outlier", [1.0, 10.0, 30.0, 100.0, 1000.0, 1e5])
+@pytest.mark.parametrize("of_a_block", [1, 3])
+def test_they_round_less_than_bf16(of_a_block: int, outlier: float, weight_of_outlier: float) -> None:
+    """Also where values of each block are far larger than all others, as in activations of large models, and weigh little."""
     x, weight = noise(200, 512), noise(300, 512, seed=1)
-    x[:, ::128] *= outlier
+    for place in range(of_a_block):
+        x[:, 17 * place :: 128] *= outlier
+        weight[:, 17 * place :: 128] *= weight_of_outlier
     exact = x.double() @ weight.double().t()
     in_bf16 = rounded((x.bfloat16().double() @ weight.bfloat16().double().t()), exact)  # without that of its result
     ours = rounded(product(x, weight), exact)
@@ -77,8 +81,10 @@ def test_they_round_less_than_bf16(outlier: float) -> None:
 @needs_integers
 def test_a_row_does_not_depend_on_others_or_on_threads() -> None:
     x, weight = noise(200, 300), noise(500, 300, seed=1)
+    x[16, 5] = x[20, 200] = 1000  # an outlier has no effect on the rows beside it
     whole = product(x, weight)
-    assert torch.equal(product(x[17:18], weight), whole[17:18])
+    for row in (16, 17, 18, 199):
+        assert torch.equal(product(x[row : row + 1], weight), whole[row : row + 1])
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 3)
     try:
@@ -142,7 +148,7 @@ def test_memory_is_not_read_beyond_what_is_given() -> None:
         lambda: coded(x.double(), workspace),
         lambda: coded(noise(64, 9).t(), workspace),
     ):
-        with pytest.raises(ValueError, match=r"codes of|out of|weights in|x has"):
+        with pytest.raises(ValueError, match=r"codes of|out of|weights in|x has|x of"):
             wrong()
 
 
@@ -157,8 +163,30 @@ def test_its_threads_are_those_of_torch() -> None:
 def test_a_folder_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lorasmith").write_text("no folder", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(NoIntegers, match="cannot be compiled into the cache of this user"):
+    integer_products.library_or_reason.cache_clear()
+    try:
+        assert "cannot be compiled into the cache of this user" in str(why_no_integers())
+    finally:
+        integer_products.library_or_reason.cache_clear()
+
+
+@needs_gcc
+def test_what_others_may_write_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "lorasmith").mkdir()
+    (tmp_path / "lorasmith").chmod(0o777)
+    with pytest.raises(NoIntegers, match="others than this user may write"):
         integer_products.compiled("gcc")
+
+
+def test_what_cannot_be_loaded_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    integer_products.library_or_reason.cache_clear()
+    monkeypatch.setattr(integer_products, "compiled", lambda compiler: Path("/dev/null"))
+    monkeypatch.setattr(integer_products.shutil, "which", lambda name: "/usr/bin/gcc")
+    try:
+        assert "not be loaded" in str(why_no_integers())
+    finally:
+        integer_products.library_or_reason.cache_clear()
 
 
 @needs_gcc
@@ -172,11 +200,11 @@ def test_what_does_not_compile_is_a_reason(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    integer_products.library.cache_clear()
+    integer_products.library_or_reason.cache_clear()
     monkeypatch.setattr(integer_products.shutil, "which", lambda name: None)
     try:
         assert why_no_integers() == "there is no gcc"
         with pytest.raises(NoIntegers):
             integer_products.library()
     finally:
-        integer_products.library.cache_clear()
+        integer_products.library_or_reason.cache_clear()

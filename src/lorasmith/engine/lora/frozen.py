@@ -133,7 +133,7 @@ class IntegerMatrix:
 
     def forward(self, x: Tensor, bias: Tensor | None, workspace: Workspace, name: str) -> Tensor:
         out = workspace.take(name, len(x), sum(self.rows))
-        codes = coded(x, workspace)
+        codes = coded(x, workspace, spare_outliers=True)
         for part, columns in zip(self.parts, out.split(self.rows, dim=1), strict=True):
             integer_product(codes, part, columns)
         return out if bias is None else out.add_(bias)
@@ -141,7 +141,7 @@ class IntegerMatrix:
     def backward(self, gradient: Tensor, workspace: Workspace, name: str) -> Tensor:
         out = workspace.take(name, len(gradient), self.parts[0].shape[1])
         for number, (part, columns) in enumerate(zip(self.parts, gradient.split(self.rows, dim=1), strict=True)):
-            integer_product(coded(columns, workspace), part, out, along_rows=True, add=number > 0)
+            integer_product(coded(columns, workspace), part, out, sums_over_rows=True, add=number > 0)
         return out
 
 
@@ -153,7 +153,9 @@ def in_integers(matrix: FrozenMatrix) -> FrozenMatrix:
         return IntegerMatrix(matrix.values)
     if isinstance(matrix, QuantizedMatrix):
         as_stored = [part.values for part in matrix.parts if isinstance(part, AsStored)]
-        return IntegerMatrix(*as_stored) if as_stored else QuantizedMatrix(matrix.parts, IntegerMatrix)
+        if len(as_stored) == len(matrix.parts):
+            return IntegerMatrix(*as_stored)
+        return QuantizedMatrix(matrix.parts, IntegerMatrix)
     return matrix
 
 

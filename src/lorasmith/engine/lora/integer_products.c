@@ -2,8 +2,12 @@
 
    Both factors are cut along the sum into blocks of 128 values. Each block has a scale in fp32 and codes of 13 bits,
    code = round(4095 value / largest of the block), so that a block's sum is exact in 32 bits: 128 * 4095 * 4095 < 2^31.
-   Blocks are added up in fp32, in order, whatever the number of rows or threads. A value that is not finite makes its whole
-   block NaN. Values below 1e-30 count as zero.
+   Blocks are added up in fp32, in an order that depends neither on the number of rows nor on that of threads. A value that is not
+   finite makes its whole block NaN. A block whose largest value is below 1e-30 counts as zero.
+
+   Activations of large models have values that are hundreds of times the others of their block, which would lose their digits. With
+   limits, a value of x of more than 32 times the mean magnitude of the rest of its block is left out of the codes, and its products
+   are added in fp32: no value of x is then rounded by more than 1/256 of the mean magnitude of its block.
 
    The matrix is read as it is stored, W (out, in) in fp32, bf16 or fp16, and made into codes a panel of 48 outputs at a time,
    which stay in the cache while all rows are multiplied with them. */
@@ -21,6 +25,7 @@ enum { WHOLE_SUM = 8, PART_OF_SUM = 4 }; /* blocks at once, for all outputs, the
                                             as many rows of W are still in the second cache for the next panel */
 enum { UNITS_PER_THREAD = 4, MOST_ROWS = 1024 };
 enum { FP32, BF16, FP16 };
+enum { OUTLIER = 32 }; /* times the mean magnitude of a block */
 
 static const float TINY = 1e-30f;
 
@@ -29,6 +34,15 @@ typedef struct {
     int dtype;
     long stride; /* from one row to the next, in values */
 } Matrix;
+
+/* x (rows, columns), with its codes (blocks, height, 128) and scales (blocks, height), where height is the rows filled up to whole
+   tiles. What is above the limit (blocks, height) in magnitude is not in the codes; `limits` may be NULL. */
+typedef struct {
+    Matrix values;
+    long rows, columns, height;
+    int16_t *codes;
+    float *scales, *limits;
+} Coded;
 
 static long least(long a, long b) { return a < b ? a : b; }
 
@@ -59,15 +73,13 @@ static inline __m512 factors(__m512 largest, __m512 spoiled, __m512 *scales) {
     return _mm512_maskz_div_ps(counts, _mm512_set1_ps(LARGEST), largest);
 }
 
-/* The codes (128) and the scale of one block along a row. */
-static inline void row_block(const Matrix *matrix, long row, long column, long width, int16_t *codes, float *scale) {
-    __m512 values[BLOCK / LANES], largest = _mm512_setzero_ps(), spoiled = largest;
+/* Codes (128) and scale of one block of values. */
+static inline void code_block(const __m512 *values, int16_t *codes, float *scale) {
+    __m512 largest = _mm512_setzero_ps(), spoiled = largest, scales;
     for (int i = 0; i < BLOCK / LANES; i++) {
-        values[i] = values_at(matrix, row, column + LANES * i, first_lanes(width - LANES * i));
         largest = _mm512_max_ps(largest, _mm512_abs_ps(values[i]));
         spoiled = _mm512_fmadd_ps(values[i], _mm512_setzero_ps(), spoiled); /* NaN once a value is not finite */
     }
-    __m512 scales;
     const __m512 factor = factors(
         _mm512_set1_ps(_mm512_reduce_max_ps(largest)), _mm512_set1_ps(_mm512_reduce_add_ps(spoiled)), &scales);
     *scale = _mm512_cvtss_f32(scales);
@@ -77,12 +89,88 @@ static inline void row_block(const Matrix *matrix, long row, long column, long w
     }
 }
 
+/* Zero the outliers among `width` finite values; returns the largest magnitude that is left, or infinity where nothing was zeroed. */
+static inline float leave_out(__m512 *values, long width) {
+    float limit = INFINITY;
+    for (;;) {
+        __m512 largest = _mm512_setzero_ps(), total = largest;
+        for (int i = 0; i < BLOCK / LANES; i++) {
+            const __m512 magnitudes = _mm512_abs_ps(values[i]);
+            largest = _mm512_max_ps(largest, magnitudes);
+            total = _mm512_add_ps(total, magnitudes);
+        }
+        const float most = _mm512_reduce_max_ps(largest), rest = _mm512_reduce_add_ps(total) - most;
+        if (limit < INFINITY) limit = most;
+        if (!(most * width > OUTLIER * rest) || !(rest < INFINITY) || width <= OUTLIER || most < TINY) return limit;
+        limit = most; /* one more round, without it */
+        const __m512 beyond = _mm512_set1_ps(most);
+        for (int i = 0; i < BLOCK / LANES; i++)
+            values[i] = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(_mm512_abs_ps(values[i]), beyond, _CMP_LT_OQ), values[i]);
+    }
+}
+
+static inline void read_block(const Matrix *matrix, long row, long column, long width, __m512 *values) {
+    for (int i = 0; i < BLOCK / LANES; i++)
+        values[i] = values_at(matrix, row, column + LANES * i, first_lanes(width - LANES * i));
+}
+
+static void code_row(const Coded *x, long row, long block) {
+    const long column = block * BLOCK, width = least(x->columns - column, BLOCK), place = block * x->height + row;
+    __m512 values[BLOCK / LANES];
+    read_block(&x->values, row, column, row < x->rows ? width : 0, values);
+    if (x->limits) x->limits[place] = leave_out(values, width);
+    code_block(values, x->codes + place * BLOCK, x->scales + place);
+}
+
+/* Whether rows `row` to `end` have outliers in a block. */
+static int has_outliers(const Coded *x, long block, long row, long end) {
+    const __m256 infinite = _mm256_set1_ps(INFINITY);
+    for (; x->limits && row < end; row += TILE_ROWS)
+        if (_mm256_cmp_ps_mask(_mm256_loadu_ps(x->limits + block * x->height + row), infinite, _CMP_LT_OQ)) return 1;
+    return 0;
+}
+
+/* tile (8, 48) += the products of what was left out of one block, whose weights are plain (128, 48). */
+static void add_outliers(const Coded *x, long row, long block, const float *plain, float *tile) {
+    const long column = block * BLOCK, width = least(x->columns - column, BLOCK), place = block * x->height + row;
+    for (long r = 0; r < least(TILE_ROWS, x->rows - row); r++, tile += PANEL) {
+        if (!(x->limits[place + r] < INFINITY)) continue;
+        const float *values = (const float *)x->values.values + (row + r) * x->values.stride + column;
+        const __m512 limit = _mm512_set1_ps(x->limits[place + r]);
+        for (long k = 0; k < width; k += LANES) {
+            const __m512 some = _mm512_maskz_loadu_ps(first_lanes(width - k), values + k);
+            unsigned beyond = _mm512_cmp_ps_mask(_mm512_abs_ps(some), limit, _CMP_GT_OQ);
+            for (; beyond; beyond &= beyond - 1) {
+                const long term = k + __builtin_ctz(beyond);
+                const __m512 value = _mm512_set1_ps(values[term]);
+                for (int v = 0; v < VECTORS; v++) {
+                    const __m512 weights = _mm512_load_ps(plain + term * PANEL + LANES * v);
+                    _mm512_store_ps(tile + LANES * v, _mm512_fmadd_ps(value, weights, _mm512_load_ps(tile + LANES * v)));
+                }
+            }
+        }
+    }
+}
+
+/* plain (128, 48): rows `first` to `first` + 48 of W at the terms of one block. */
+static void plain_block(const Matrix *w, long first, long count, long column, long width, float *plain) {
+    memset(plain, 0, BLOCK * PANEL * sizeof *plain);
+    for (long n = 0; n < count; n++) {
+        _Alignas(64) float row[BLOCK];
+        for (int i = 0; i < BLOCK / LANES; i++)
+            _mm512_store_ps(row + LANES * i, values_at(w, first + n, column + LANES * i, first_lanes(width - LANES * i)));
+        for (long k = 0; k < width; k++) plain[k * PANEL + n] = row[k];
+    }
+}
+
 /* One block of a panel: rows `first` to `first` + 48 of W, the sum along its columns. codes (64, 48) pairs, scales (48). */
 static void panel_of_rows(const Matrix *w, long first, long count, long column, long width, int32_t *codes, float *scales) {
     _Alignas(64) int16_t by_row[PANEL][BLOCK];
+    __m512 values[BLOCK / LANES];
     for (int n = 0; n < PANEL; n++) {
         if (n < count) {
-            row_block(w, first + n, column, width, by_row[n], scales + n);
+            read_block(w, first + n, column, width, values);
+            code_block(values, by_row[n], scales + n);
         } else {
             memset(by_row[n], 0, sizeof by_row[n]);
             scales[n] = 0;
@@ -171,25 +259,38 @@ static inline void add_tile(const int16_t *x, const float *x_scales, const int32
     }
 }
 
-/* Blocks `start` to `stop` of the sum, for 48 outputs from `first` on. */
-static void make_panel(const Matrix *w, int along_rows, long first, long count, long terms, long start, long stop,
-                       int32_t *codes, float *scales) {
-    for (long block = start; block < stop; block++, codes += PAIRS * PANEL, scales += PANEL) {
-        const long term = block * BLOCK, size = least(terms - term, BLOCK);
-        if (along_rows)
-            panel_of_columns(w, first, count, term, size, codes, scales);
+/* 48 outputs from `first` on, blocks `start` to `stop` of their sums: codes, scales, and the weights themselves where x has outliers. */
+typedef struct {
+    long first, count, start, stop;
+    int32_t *codes;
+    float *scales, *plain;
+} Panel;
+
+static void make_panel(const Matrix *w, int sums_over_rows, const Coded *x, long begin, long end, const Panel *panel) {
+    for (long block = panel->start; block < panel->stop; block++) {
+        const long term = block * BLOCK, size = least(x->columns - term, BLOCK), place = block - panel->start;
+        int32_t *codes = panel->codes + place * PAIRS * PANEL;
+        float *scales = panel->scales + place * PANEL;
+        if (sums_over_rows)
+            panel_of_columns(w, panel->first, panel->count, term, size, codes, scales);
         else
-            panel_of_rows(w, first, count, term, size, codes, scales);
+            panel_of_rows(w, panel->first, panel->count, term, size, codes, scales);
+        if (has_outliers(x, block, begin, end))
+            plain_block(w, panel->first, panel->count, term, size, panel->plain + place * BLOCK * PANEL);
     }
 }
 
-/* sums (64, 48) of the rows `top` to `bottom` of x, over blocks `start` to `stop`. */
-static void multiply_rows(const int16_t *codes, const float *scales, long height, long top, long bottom, long start, long stop,
-                          const int32_t *panel, const float *panel_scales, float *sums) {
-    for (long block = start; block < stop; block++, panel += PAIRS * PANEL, panel_scales += PANEL)
-        for (long row = top; row < bottom; row += TILE_ROWS)
-            add_tile(codes + (block * height + row) * BLOCK, scales + block * height + row, panel, panel_scales,
-                     sums + (row - top) * PANEL, block == start);
+/* sums (64, 48) of the rows `top` to `bottom` of x. */
+static void multiply_rows(const Coded *x, long top, long bottom, const Panel *panel, float *sums) {
+    for (long block = panel->start; block < panel->stop; block++)
+        for (long row = top; row < bottom; row += TILE_ROWS) {
+            const long at = block * x->height + row, place = block - panel->start;
+            float *tile = sums + (row - top) * PANEL;
+            add_tile(x->codes + at * BLOCK, x->scales + at, panel->codes + place * PAIRS * PANEL, panel->scales + place * PANEL,
+                     tile, place == 0);
+            if (has_outliers(x, block, row, row + TILE_ROWS))
+                add_outliers(x, row, block, panel->plain + place * BLOCK * PANEL, tile);
+        }
 }
 
 /* y (rows, count) = sums, or += with `add`. Whole lines go past the caches: reading them first would be a tenth of a product. */
@@ -213,31 +314,23 @@ int supported(void) {
            __builtin_cpu_supports("avx512vnni");
 }
 
-/* x (rows, columns) in fp32 → codes (blocks, padded rows, 128) and scales (blocks, padded rows). */
-void quantize(const float *x, long rows, long columns, long stride, int16_t *codes, float *scales, int threads) {
-    const Matrix matrix = {x, FP32, stride};
-    const long height = padded(rows);
+/* x (rows, columns) in fp32 → codes, scales and limits, of the shapes that `Coded` has. */
+void quantize(const float *values, long rows, long columns, long stride, int16_t *codes, float *scales, float *limits,
+              int threads) {
+    const Coded x = {{values, FP32, stride}, rows, columns, padded(rows), codes, scales, limits};
 #pragma omp parallel for num_threads(threads)
-    for (long row = 0; row < height; row++) {
-        for (long block = 0; block < blocks_of(columns); block++) {
-            const long place = block * height + row, column = block * BLOCK;
-            if (row < rows) {
-                row_block(&matrix, row, column, least(columns - column, BLOCK), codes + place * BLOCK, scales + place);
-            } else {
-                memset(codes + place * BLOCK, 0, BLOCK * sizeof *codes);
-                scales[place] = 0;
-            }
-        }
-    }
+    for (long row = 0; row < x.height; row++)
+        for (long block = 0; block < blocks_of(columns); block++) code_row(&x, row, block);
 }
 
-/* y (rows, outputs) = x W^T, or x W when `along_rows`, with W (w_rows, w_columns); `add` adds to what y holds. x is given by
-   `quantize`. Returns 0, or -1 where there is no memory for a panel. */
-int multiply(const int16_t *codes, const float *scales, long rows, const void *w, int dtype, long w_rows, long w_columns,
-             int along_rows, float *y, long y_stride, int add, int threads) {
+/* y (rows, outputs) = x W^T, or x W with `sums_over_rows`, for W (w_rows, w_columns); `add` adds to what y holds. x is what `quantize`
+   was given and has made; limits only without `sums_over_rows`. Returns 0, or -1 where there is no memory for a panel. */
+int multiply(const float *values, long rows, long stride, int16_t *codes, float *scales, float *limits, const void *w,
+             int dtype, long w_rows, long w_columns, int sums_over_rows, float *y, long y_stride, int add, int threads) {
     const Matrix matrix = {w, dtype, w_columns};
-    const long outputs = along_rows ? w_columns : w_rows, terms = along_rows ? w_rows : w_columns;
-    const long height = padded(rows), blocks = blocks_of(terms), held = blocks <= WHOLE_SUM ? blocks : PART_OF_SUM;
+    const long outputs = sums_over_rows ? w_columns : w_rows, terms = sums_over_rows ? w_rows : w_columns;
+    const Coded x = {{values, FP32, stride}, rows, terms, padded(rows), codes, scales, limits};
+    const long blocks = blocks_of(terms), held = blocks <= WHOLE_SUM ? blocks : PART_OF_SUM;
     const long panels = (outputs + PANEL - 1) / PANEL, row_groups = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
     /* Few panels are shared out by their rows too, and many rows are taken in parts; for each a panel is made once more. */
     const long few = (UNITS_PER_THREAD * threads + panels - 1) / panels, many = (rows + MOST_ROWS - 1) / MOST_ROWS;
@@ -246,29 +339,34 @@ int multiply(const int16_t *codes, const float *scales, long rows, const void *w
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        int32_t *panel = aligned_alloc(64, held * PAIRS * PANEL * sizeof *panel);
-        float *panel_scales = aligned_alloc(64, held * PANEL * sizeof *panel_scales);
+        Panel panel = {
+            .codes = aligned_alloc(64, held * PAIRS * PANEL * sizeof(int32_t)),
+            .scales = aligned_alloc(64, held * PANEL * sizeof(float)),
+            .plain = limits ? aligned_alloc(64, held * BLOCK * PANEL * sizeof(float)) : NULL,
+        };
         float *sums = aligned_alloc(64, ROWS_AT_ONCE * PANEL * sizeof *sums);
-        failed = !panel || !panel_scales || !sums;
-        for (long start = 0; start < blocks; start += held) {
-            const long stop = least(blocks, start + held);
+        failed = !panel.codes || !panel.scales || !sums || (limits && !panel.plain);
+        for (panel.start = 0; panel.start < blocks; panel.start += held) {
+            panel.stop = least(blocks, panel.start + held);
 #pragma omp for schedule(dynamic)
             for (long unit = 0; unit < panels * parts; unit++) {
                 if (failed) continue;
-                const long first = unit % panels * PANEL, count = least(outputs - first, PANEL);
                 const long begin = unit / panels * part_rows, end = least(rows, begin + part_rows);
                 if (begin >= end) continue;
-                make_panel(&matrix, along_rows, first, count, terms, start, stop, panel, panel_scales);
+                panel.first = unit % panels * PANEL;
+                panel.count = least(outputs - panel.first, PANEL);
+                make_panel(&matrix, sums_over_rows, &x, begin, end, &panel);
                 for (long top = begin; top < end; top += ROWS_AT_ONCE) {
                     const long bottom = least(end, top + ROWS_AT_ONCE);
-                    multiply_rows(codes, scales, height, top, bottom, start, stop, panel, panel_scales, sums);
-                    write_rows(sums, bottom - top, count, y + top * y_stride + first, y_stride, add || start);
+                    multiply_rows(&x, top, bottom, &panel, sums);
+                    write_rows(sums, bottom - top, panel.count, y + top * y_stride + panel.first, y_stride, add || panel.start);
                 }
+                _mm_sfence(); /* what went past the caches is there for the thread that adds the next blocks */
             }
         }
-        _mm_sfence(); /* what went past the caches is there for other threads */
-        free(panel);
-        free(panel_scales);
+        free(panel.codes);
+        free(panel.scales);
+        free(panel.plain);
         free(sums);
     }
     return failed ? -1 : 0;
