@@ -112,6 +112,7 @@ def test_words_are_forgotten_when_they_are_too_many(monkeypatch: pytest.MonkeyPa
 def test_a_mark_is_no_token_that_a_text_may_have() -> None:
     assert mark_of({5: "\u0120the", 6: "two words", 7: "<unk>", 8: "<|end|>"}, "<unk>") == (8, "<|end|>")
     assert mark_of({5: "\u0120the"}, None) is None
+    assert mark_of({5: "<<", 6: "abcab", 7: "--"}, None) is None  # `<` before `<<` would be found one place too early
 
 
 def test_words_that_begin_an_added_token_with_the_mark_behind_them_are_given_alone() -> None:

@@ -16,7 +16,7 @@ from lorasmith.engine.models.decoder import PackedDecoder
 from lorasmith.engine.models.packing import pack
 from lorasmith.engine.models.quantized_loading import load_quantized_model
 from lorasmith.engine.training.computation import checked_decoder
-from lorasmith.errors import InvalidSpec
+from lorasmith.errors import Interrupted, InvalidSpec
 from tests.engine.decoder_cases import (
     FAMILIES,
     LENGTHS,
@@ -29,7 +29,7 @@ from tests.engine.decoder_cases import (
     rounded_model,
     tiny_base,
 )
-from tests.engine.small_jobs import assert_same_bits, run_engine, stop_and_resume
+from tests.engine.small_jobs import assert_same_bits, events, run_engine, stop_and_resume, stop_at_step
 
 Job = Callable[..., Path]
 pytestmark = needs_integers
@@ -97,9 +97,27 @@ def test_through_peft_it_is_fp32_and_says_so(
 def test_a_run_that_began_with_it_does_not_go_on_otherwise(
     qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = training_job(qwen2_folder, max_steps=2)
+    job = training_job(qwen2_folder, max_steps=2, precision="auto")
     (job / "machine.json").write_text(json.dumps({"precision": "int16"}), encoding="utf-8")
     monkeypatch.setattr(precision, "why_no_integers", lambda: "the CPU has no AVX-512 VNNI")
-    with pytest.raises(InvalidSpec, match="cannot be computed here: the CPU has no AVX-512 VNNI"):
+    with pytest.raises(InvalidSpec, match="cannot go on here: .*the CPU has no AVX-512 VNNI"):
         run_engine(job)
     assert not (job / "adapter").exists()
+
+
+def test_a_run_whose_spec_names_another_precision_by_now_goes_on_in_that(
+    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training_job(qwen2_folder, max_steps=4, precision="int16")
+    with monkeypatch.context() as patched:
+        stop_at_step(2, patched)
+        with pytest.raises(Interrupted):
+            run_engine(job)
+    order = json.loads((job / "job.json").read_text(encoding="utf-8"))
+    order["spec"]["training"]["precision"] = "fp32"
+    (job / "job.json").write_text(json.dumps(order), encoding="utf-8")
+    monkeypatch.setattr(precision, "why_no_integers", lambda: "there is no gcc")
+    result = run_engine(job)
+    assert result["precision"] == "fp32"
+    assert result["total_steps"] == 4
+    assert any("precision was int16 and is fp32" in event["text"] for event in events(job, "warning"))

@@ -120,7 +120,8 @@ class Words:
 def mark_of(added: Mapping[int, str], unknown: str | None) -> tuple[int, str] | None:
     """Of added tokens one whose id no text without it has: in printable ASCII the vocabulary spells a text as it is."""
     for number, content in added.items():
-        if content.isascii() and content.isprintable() and " " not in content and content != unknown:
+        overlaps = any(content.startswith(content[place:]) for place in range(1, len(content)))  # `<<` after `<`
+        if content.isascii() and content.isprintable() and " " not in content and content != unknown and not overlaps:
             return number, content
     return None
 

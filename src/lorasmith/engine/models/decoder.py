@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lorasmith.engine.lora.dropout import Dropout, RecordedDropout
+from lorasmith.engine.lora.frozen import IntegerMatrix
 from lorasmith.engine.models.attention import BY_BLOCKS, KEPT_TOKENS, Attention
 from lorasmith.engine.models.elementwise import EAGER, Elementwise, rms_norm, rms_norm_backward, wide
 from lorasmith.engine.models.families import Decoder, Layer
 from lorasmith.engine.models.fused_attention import FUSED
-from lorasmith.engine.models.head import CHUNK, LEAN_CHUNK, LEAST_CHUNK, cross_entropy, cross_entropy_with_gradient
+from lorasmith.engine.models.head import CHUNK, LARGE_CHUNK, LEAST_CHUNK, cross_entropy, cross_entropy_with_gradient
 from lorasmith.engine.models.layer import LayerSaved, Pass, layer_backward, layer_forward
 from lorasmith.engine.models.packing import PackedRows, Segment
 from lorasmith.engine.models.workspace import Workspace
@@ -45,7 +46,8 @@ class PackedDecoder:
         self.attention = attention or (BY_BLOCKS if self.device.type == "cpu" else FUSED)
         self.kept_tokens = 0 if lean else KEPT_TOKENS
         self.recompute = recompute
-        self.head_tokens = LEAST_CHUNK if recompute else LEAN_CHUNK if lean else CHUNK
+        large = LARGE_CHUNK if isinstance(decoder.head, IntegerMatrix) and not lean else CHUNK
+        self.head_tokens = LEAST_CHUNK if recompute else large
         self.elementwise = elementwise
         self.workspace = Workspace(decoder.dtype, self.device)
         self.lowest = next((number for number, layer in enumerate(decoder.layers) if layer.trained), 0)

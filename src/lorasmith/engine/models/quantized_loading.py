@@ -111,7 +111,8 @@ def widen_ends(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 def half_bytes(folder: Path) -> int:
     """Bytes of the matrices that a model folder has in bf16 or fp16, if all its large weights are known to be such matrices."""
-    if read_json(folder / "config.json").get("model_type") not in FAMILIES:
+    config = read_json(folder / "config.json")
+    if config.get("model_type") not in FAMILIES or "quantization_config" in config:
         return 0
     return sum(
         2 * prod(entry["shape"])

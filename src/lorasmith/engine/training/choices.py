@@ -81,6 +81,11 @@ class Choices:
         chosen: Choice = self.made[name]
         return chosen
 
+    def forget(self) -> None:
+        """What is chosen for a device and a precision is chosen anew."""
+        for name in OF_A_DEVICE:
+            self.made.pop(name, None)
+
     def change(self, name: str, value: str | int) -> None:
         self.made[name] = value
         if self.devices.first:
@@ -108,8 +113,7 @@ def choose_training_device(choices: Choices, settings: TrainingSettings) -> Devi
     began_on = choices.once(DEVICE, lambda: device)
     if began_on != device:
         choices.compare(DEVICE, device)
-        for name in OF_A_DEVICE:
-            made.pop(name, None)
+        choices.forget()
         choices.change(DEVICE, device)
     if device == "cuda":
         choices.compare("gpu", device_name(device))
@@ -117,9 +121,21 @@ def choose_training_device(choices: Choices, settings: TrainingSettings) -> Devi
 
 
 def choose_training_precision(choices: Choices, settings: TrainingSettings, device: Device) -> Precision:
-    """That in which the run began. Raises `InvalidSpec` where this machine cannot compute in it."""
+    """That in which the run began, unless the spec by now names another one, for which everything is chosen anew.
+
+    Raises `InvalidSpec` where this machine cannot compute in it.
+    """
+    if settings.precision not in ("auto", choices.made.get("precision", settings.precision)):
+        choices.compare("precision", settings.precision)
+        choices.forget()
     precision = choices.once("precision", lambda: choose_precision(settings.precision, device))
-    check_precision(precision, device)
+    try:
+        check_precision(precision, device)
+    except InvalidSpec as error:
+        raise InvalidSpec(
+            f"this run began with products in integers, and cannot go on here: {error.message}",
+            hint=f"training.precision: fp32 in {choices.path.with_name('job.json')} lets it go on here, rounded otherwise",
+        ) from error
     return precision
 
 

@@ -15,6 +15,7 @@ from lorasmith.engine.data.examples import has_conversations
 from lorasmith.engine.data.parts import RenderedPart, stored_part
 from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.lora.config import LoRAConfig, fit
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.device import Device, device_name, gpu_peak_bytes
 from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_model, load_tokenizer, model_folder
@@ -70,7 +71,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     quantization = choose_base(choices, spec, precision, base_folder, device)
     base = load_model(base_folder, DTYPES[precision], quantization, torch.device(device))
     if quantized := quantized_elements(base):
-        report("note", text=held_note(base, quantized, precision))
+        report("note", text=held_note(base, quantized, precision, quantization))
     stop_ids = eos_token_ids(base, tokenizer)
 
     report("phase", name="tokenize")
@@ -189,12 +190,18 @@ def report_gpu(report: Reporter, spec: TrainingSpec, precision: Precision) -> No
         )
 
 
-def held_note(base: transformers.PreTrainedModel, elements: int, precision: Precision) -> str:
+def held_note(
+    base: transformers.PreTrainedModel, elements: int, precision: Precision, quantization: Quantization | None
+) -> str:
     full = "bf16" if precision == "bf16" else "fp32"
+    read_as_they_are = precision == "int16" and quantization == AS_STORED
+    use = (
+        "products in integers read them as they are" if read_as_they_are else "they are widened each time they are used"
+    )
     bits, full_bytes = 8 * quantized_bytes(base) / elements, elements * DTYPES[precision].itemsize
     return (
         f"{elements:,} weights of the base are in {bits:.2f} bits, {quantized_bytes(base) / 1e6:,.0f} MB instead of "
-        f"{full_bytes / 1e6:,.0f} MB in {full}; they are widened each time they are used"
+        f"{full_bytes / 1e6:,.0f} MB in {full}; {use}"
     )
 
 

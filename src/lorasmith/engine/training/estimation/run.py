@@ -197,7 +197,7 @@ def told(
         longest_row_tokens=longest,
         steps=shape.plan.total_steps,
         processes=shape.processes,
-        precision=shape.precision,
+        precision="fp32" if shape.precision == "int16" and shape.decoder is None else shape.precision,
         memory_mode=shape.memory,
         compiled=shape.compiled,
         computed_by="packed decoder" if shape.decoder is not None else "PEFT",

@@ -22,6 +22,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.lora.quantized import AS_STORED
 from lorasmith.engine.models.elementwise import EAGER, Elementwise
 from lorasmith.engine.models.elementwise import compiled as elementwise_compiled
 from lorasmith.engine.reporting import Reporter
@@ -89,9 +90,10 @@ def small_model(
     if vocabulary < shape.base.config.vocab_size:
         rows = [replace(row, ids=[token % vocabulary for token in row.ids]) for row in rows]
     settings = shape.spec.training.model_copy(
-        update={"prefix_cache_gb": 0, "memory": shape.memory, "compile": "on" if shape.compiled else "off"}
+        update={"prefix_cache_gb": 0, "compile": "on" if shape.compiled else "off"}
     )
     choices, words = Choices(folder, report, devices), Vocabulary(tokenizer, vocabulary)
+    choices.made |= {"memory": shape.memory, "weights": "stored" if shape.quantization == AS_STORED else "converted"}
 
     def computed(model: PeftModel) -> Computation:
         return choose_computation(choices, model, words, settings, shape.precision, rows, report)  # type: ignore[arg-type]
@@ -114,7 +116,8 @@ def one_layer(computation: Any, settings: TrainingSettings) -> PackedComputation
         micro_batch_tokens=settings.micro_batch_tokens,
         recompute=settings.gradient_checkpointing,
     )
-    one.decoder.elementwise, one.decoder.kept_tokens = computation.decoder.elementwise, computation.decoder.kept_tokens
+    for name in ("elementwise", "kept_tokens", "head_tokens"):
+        setattr(one.decoder, name, getattr(computation.decoder, name))
     return one
 
 
