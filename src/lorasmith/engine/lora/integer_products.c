@@ -309,6 +309,31 @@ static void write_rows(const float *sums, long rows, long count, float *y, long 
     }
 }
 
+/* y (rows, outputs) = x W^T, or x W with `sums_over_rows`; `add` adds to what y holds. A unit of work is a panel for some rows. */
+typedef struct {
+    const Matrix *w;
+    const Coded *x;
+    int sums_over_rows, add;
+    long outputs, panels, part_rows, y_stride;
+    float *y;
+} Product;
+
+/* The part of one unit's sums that `panel` says. */
+static void multiply_unit(const Product *product, long unit, Panel *panel, float *sums) {
+    const Coded *x = product->x;
+    const long begin = unit / product->panels * product->part_rows, end = least(x->rows, begin + product->part_rows);
+    if (begin >= end) return;
+    panel->first = unit % product->panels * PANEL;
+    panel->count = least(product->outputs - panel->first, PANEL);
+    make_panel(product->w, product->sums_over_rows, x, begin, end, panel);
+    for (long top = begin; top < end; top += ROWS_AT_ONCE) {
+        const long bottom = least(end, top + ROWS_AT_ONCE);
+        float *y = product->y + top * product->y_stride + panel->first;
+        multiply_rows(x, top, bottom, panel, sums);
+        write_rows(sums, bottom - top, panel->count, y, product->y_stride, product->add || panel->start);
+    }
+}
+
 int supported(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
@@ -336,34 +361,34 @@ int multiply(const float *values, long rows, long stride, int16_t *codes, float 
     const long few = (UNITS_PER_THREAD * threads + panels - 1) / panels, many = (rows + MOST_ROWS - 1) / MOST_ROWS;
     const long parts = least(row_groups, few > many ? few : many);
     const long part_rows = (row_groups + parts - 1) / parts * ROWS_AT_ONCE;
+    const Product product = {&matrix, &x, sums_over_rows, add, outputs, panels, part_rows, y_stride, y};
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         Panel panel = {
+            .start = 0,
             .codes = aligned_alloc(64, held * PAIRS * PANEL * sizeof(int32_t)),
             .scales = aligned_alloc(64, held * PANEL * sizeof(float)),
             .plain = limits ? aligned_alloc(64, held * BLOCK * PANEL * sizeof(float)) : NULL,
         };
         float *sums = aligned_alloc(64, ROWS_AT_ONCE * PANEL * sizeof *sums);
         failed = !panel.codes || !panel.scales || !sums || (limits && !panel.plain);
-        for (panel.start = 0; panel.start < blocks; panel.start += held) {
-            panel.stop = least(blocks, panel.start + held);
-#pragma omp for schedule(dynamic)
-            for (long unit = 0; unit < panels * parts; unit++) {
-                if (failed) continue;
-                const long begin = unit / panels * part_rows, end = least(rows, begin + part_rows);
-                if (begin >= end) continue;
-                panel.first = unit % panels * PANEL;
-                panel.count = least(outputs - panel.first, PANEL);
-                make_panel(&matrix, sums_over_rows, &x, begin, end, &panel);
-                for (long top = begin; top < end; top += ROWS_AT_ONCE) {
-                    const long bottom = least(end, top + ROWS_AT_ONCE);
-                    multiply_rows(&x, top, bottom, &panel, sums);
-                    write_rows(sums, bottom - top, panel.count, y + top * y_stride + panel.first, y_stride, add || panel.start);
-                }
-                _mm_sfence(); /* what went past the caches is there for the thread that adds the next blocks */
+        if (blocks == held) {
+            panel.stop = blocks;
+#pragma omp for schedule(dynamic) nowait
+            for (long unit = 0; unit < panels * parts; unit++)
+                if (!failed) multiply_unit(&product, unit, &panel, sums);
+        } else {
+            /* Each thread goes on with its own units: waiting for the others behind each part of the sums is long where other
+               processes use the cores. */
+            for (panel.start = 0; panel.start < blocks; panel.start += held) {
+                panel.stop = least(blocks, panel.start + held);
+#pragma omp for schedule(static, 1) nowait
+                for (long unit = 0; unit < panels * parts; unit++)
+                    if (!failed) multiply_unit(&product, unit, &panel, sums);
             }
         }
+        _mm_sfence(); /* what went past the caches is there for other threads */
         free(panel.codes);
         free(panel.scales);
         free(panel.plain);
