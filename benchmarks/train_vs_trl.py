@@ -52,7 +52,7 @@ EXTRA_WARM_STEP = 1  # trained before the others where one is not enough
 OURS: dict[str, dict[str, Any]] = {
     "fast": {"memory": "fast", "micro_batch_tokens": 4096},  # a whole step at once
     "lean": {"memory": "lean", "micro_batch_tokens": 1024},  # as few tokens as take no longer
-    "least": {"memory": "lean", "micro_batch_tokens": 512, "recompute": True, "compiled": False},
+    "least": {"memory": "lean", "micro_batch_tokens": 384, "recompute": True, "compiled": False},
 }
 NATIVE_BF16 = 1.3  # bf16 products this much faster than float32 ones are native
 
