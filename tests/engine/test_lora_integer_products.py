@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,10 +81,10 @@ def test_they_round_less_than_bf16(of_a_block: int, outlier: float, weight_of_ou
 
 @needs_integers
 def test_a_row_does_not_depend_on_others_or_on_threads() -> None:
-    x, weight = noise(200, 300), noise(500, 300, seed=1)
-    x[16, 5] = x[20, 200] = 1000  # an outlier has no effect on the rows beside it
+    x, weight = noise(1100, 1200), noise(100, 1200, seed=1)  # more rows, and more blocks, than are taken at once
+    x[16, 5] = x[20, 200] = x[1099, 1190] = 1000  # an outlier has no effect on the rows beside it
     whole = product(x, weight)
-    for row in (16, 17, 18, 199):
+    for row in (16, 17, 18, 20, 1050, 1099):
         assert torch.equal(product(x[row : row + 1], weight), whole[row : row + 1])
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 3)
@@ -159,52 +160,46 @@ def test_its_threads_are_those_of_torch() -> None:
     assert len({line.split()[-1] for line in maps.splitlines() if "libgomp" in line}) == 1
 
 
-@needs_gcc
-def test_a_folder_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lorasmith").write_text("no folder", encoding="utf-8")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of the user in which nothing is compiled yet."""
     integer_products.library_or_reason.cache_clear()
-    try:
-        assert "cannot be compiled into the cache of this user" in str(why_no_integers())
-    finally:
-        integer_products.library_or_reason.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path
+    integer_products.library_or_reason.cache_clear()
 
 
 @needs_gcc
-def test_what_others_may_write_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "lorasmith").mkdir()
-    (tmp_path / "lorasmith").chmod(0o777)
-    with pytest.raises(NoIntegers, match="others than this user may write"):
-        integer_products.compiled("gcc")
-
-
-def test_what_cannot_be_loaded_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    integer_products.library_or_reason.cache_clear()
-    monkeypatch.setattr(integer_products, "compiled", lambda compiler: Path("/dev/null"))
-    monkeypatch.setattr(integer_products.shutil, "which", lambda name: "/usr/bin/gcc")
-    try:
-        assert "not be loaded" in str(why_no_integers())
-    finally:
-        integer_products.library_or_reason.cache_clear()
+def test_a_folder_that_cannot_be_written_is_a_reason(own_cache: Path) -> None:
+    (own_cache / "lorasmith").write_text("no folder", encoding="utf-8")
+    assert "cannot be compiled into the cache of this user" in str(why_no_integers())
 
 
 @needs_gcc
-def test_what_does_not_compile_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(integer_products, "SOURCE", tmp_path / "broken.c")
-    (tmp_path / "broken.c").write_text("int supported(void) { return }", encoding="utf-8")
-    with pytest.raises(NoIntegers, match="gcc cannot compile them"):
-        integer_products.compiled("gcc")
-    assert not list((tmp_path / "lorasmith").iterdir())
+def test_what_others_may_write_is_not_run(own_cache: Path) -> None:
+    (own_cache / "lorasmith").mkdir()
+    (own_cache / "lorasmith").chmod(0o777)
+    assert "others than this user may write" in str(why_no_integers())
 
 
-def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    integer_products.library_or_reason.cache_clear()
-    monkeypatch.setattr(integer_products.shutil, "which", lambda name: None)
-    try:
-        assert why_no_integers() == "there is no gcc"
-        with pytest.raises(NoIntegers):
-            integer_products.library()
-    finally:
-        integer_products.library_or_reason.cache_clear()
+@needs_gcc
+def test_what_cannot_be_loaded_is_a_reason(own_cache: Path) -> None:
+    path = integer_products.compiled(str(shutil.which("gcc")))
+    path.chmod(0o700)
+    path.write_bytes(path.read_bytes()[:100])
+    assert "not be loaded from there" in str(why_no_integers())
+
+
+@needs_gcc
+def test_what_does_not_compile_is_a_reason(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integer_products, "SOURCE", own_cache / "broken.c")
+    (own_cache / "broken.c").write_text("int supported(void) { return }", encoding="utf-8")
+    assert "gcc cannot compile them" in str(why_no_integers())
+    assert not list((own_cache / "lorasmith").iterdir())
+
+
+def test_without_a_compiler_there_is_a_reason(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(own_cache))
+    assert why_no_integers() == "there is no gcc"
+    with pytest.raises(NoIntegers):
+        integer_products.library()
