@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from importlib.metadata import version
@@ -21,6 +22,9 @@ from lorasmith.engine.models.precision import DTYPES, choose_precision, choose_w
 from lorasmith.engine.models.quantized_loading import half_bytes
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.training.computation import PackedComputation, checked_decoder
+from lorasmith.jobs.processes import FEWER_KERNELS
+
+os.environ.update(FEWER_KERNELS)  # as an engine is started; the libraries read them at the first product
 
 
 def main() -> None:

@@ -119,3 +119,24 @@ def test_one_process_in_the_place_of_several_is_a_change_to_consider_on_the_cpu_
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert {"training.processes": 1} in [change.values for change in changes(shaped(processes=2))]
     assert {"training.processes": 1} not in [change.values for change in changes(shaped())]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"memory": "fast"},
+        {"memory": "lean", "quantization": "nf4"},
+        {"memory": "fast", "precision": "bf16", "gradient_checkpointing": True},
+        {"optimizer": "adafactor", "batch_size": 1, "warmup_ratio": 0.1},
+    ],
+)
+def test_every_change_to_consider_is_one_that_the_run_may_make(shaped: Shaped, settings: dict[str, Any]) -> None:
+    shape = shaped(**settings)
+    found = changes(shape)
+    assert found
+    for change in found:
+        changed = change.applied(shape.spec).model_dump()
+        for name, value in change.values.items():
+            section, _, own = name.partition(".")
+            assert changed[section][own] == value

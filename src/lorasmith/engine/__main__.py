@@ -97,7 +97,11 @@ def run_job(folder: Path, report: Reporter) -> BaseModel:
         stage = importlib.import_module(STAGES[order.kind])
         result: BaseModel = stage.run(order, folder, report)
     except ValidationError as error:
-        raise InvalidSpec(f"job.json does not fit: {error}") from error
+        problems = (
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        )
+        raise InvalidSpec(f"job.json does not fit: {'; '.join(problems)}") from error
     return result
 
 

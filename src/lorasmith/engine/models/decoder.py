@@ -11,12 +11,13 @@ from torch import Tensor
 
 from lorasmith.engine.lora.dropout import Dropout, RecordedDropout
 from lorasmith.engine.lora.frozen import IntegerMatrix
+from lorasmith.engine.lora.group import Saved
 from lorasmith.engine.models.attention import BY_BLOCKS, KEPT_TOKENS, Attention
 from lorasmith.engine.models.elementwise import EAGER, Elementwise, rms_norm, rms_norm_backward, wide
 from lorasmith.engine.models.families import Decoder, Layer
 from lorasmith.engine.models.fused_attention import FUSED
 from lorasmith.engine.models.head import CHUNK, LARGE_CHUNK, LEAST_CHUNK, cross_entropy, cross_entropy_with_gradient
-from lorasmith.engine.models.layer import LayerSaved, Pass, layer_backward, layer_forward
+from lorasmith.engine.models.layer import LayerSaved, Pass, forward_to_gates, layer_backward, layer_forward
 from lorasmith.engine.models.packing import PackedRows, Segment
 from lorasmith.engine.models.workspace import Workspace
 
@@ -26,8 +27,9 @@ SPARE = "spare"  # one set of buffers for every layer whose tensors nobody reads
 class PackedDecoder:
     """Loss and adapter gradients of packed rows, on the device of the weights.
 
-    With `recompute` a layer keeps only its input and is computed again in the backward pass: a third more products, and
-    the memory of one layer instead of all (gradient checkpointing, https://arxiv.org/abs/1604.06174). A `lean` one keeps
+    With `recompute` a layer keeps only its input and is computed again in the backward pass, but for its last product, whose
+    output nothing reads: a third more products, and the memory of one layer instead of all (gradient checkpointing,
+    https://arxiv.org/abs/1604.06174). A `lean` one keeps
     no attention weights, which are a quarter of what a layer keeps for rows of 300 tokens.
     """
 
@@ -127,12 +129,21 @@ class PackedDecoder:
             elif self.recompute:
                 stream = self.workspace.take(f"stream.{number}", *x.shape).copy_(x)
                 recorded = RecordedDropout(state.dropout) if state.dropout else None
-                x, _ = layer_forward(layer, x, replace(state, dropout=recorded), SPARE, needed)
-                saved.append(partial(again, layer, stream, state, needed, recorded))
+                x, kept = layer_forward(layer, x, replace(state, dropout=recorded), SPARE, needed)
+                down = self.kept_down(kept, number)
+                saved.append(partial(again, layer, stream, state, needed, recorded, down))
             else:
                 x, kept = layer_forward(layer, x, state, str(number), needed)
                 saved.append(partial(returned, kept))
         return x
+
+    def kept_down(self, kept: LayerSaved, number: int) -> Saved:
+        """What the last group of a layer keeps, apart from that of other layers: its product is then not computed again."""
+        assert kept.down is not None
+        down = replace(kept.down)
+        if down.reduced is not None:
+            down.reduced = self.workspace.take(f"reduced.down.{number}", *down.reduced.shape).copy_(down.reduced)
+        return down
 
     def state(self, rows: PackedRows, dropout: Dropout | None) -> Pass:
         cosine, sine = self.positions(rows.segments)
@@ -165,9 +176,12 @@ class PackedDecoder:
         return cosine, sine
 
 
-def again(layer: Layer, x: Tensor, state: Pass, chosen: Tensor | None, recorded: RecordedDropout | None) -> LayerSaved:
+def again(
+    layer: Layer, x: Tensor, state: Pass, chosen: Tensor | None, recorded: RecordedDropout | None, down: Saved
+) -> LayerSaved:
     state = replace(state, dropout=recorded.replay() if recorded else None)
-    return layer_forward(layer, x, state, SPARE, chosen)[1]
+    saved, _ = forward_to_gates(layer, x, state, SPARE, chosen)
+    return replace(saved, down=down)
 
 
 def returned(kept: LayerSaved) -> LayerSaved:

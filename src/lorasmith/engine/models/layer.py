@@ -57,12 +57,26 @@ class LayerSaved:
     middle: Tensor
     gate_up: Saved
     gates_ups: Tensor
-    down: Saved
+    down: Saved | None = None
 
 
 def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor | None) -> tuple[Tensor, LayerSaved]:
     """The layer's output (T, H), or (n, H) of the chosen tokens; `tag` keeps the tensors of layers apart."""
-    stream, tokens, heads, workspace = x, len(x), layer.heads, state.workspace
+    saved, dropout = forward_to_gates(layer, x, state, tag, chosen)
+    gates, ups = saved.gates_ups.chunk(2, dim=1)
+    active = state.workspace.take("active", *gates.shape)
+    state.elementwise.gate(state.activation, gates, ups, active)
+    last, saved.down = layer.down.forward(active, dropout, state.workspace, tag)
+    last += saved.middle
+    return last, saved
+
+
+def forward_to_gates(
+    layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor | None
+) -> tuple[LayerSaved, Dropout | None]:
+    """What the backward pass reads, all but `down`, and the dropout of what comes behind."""
+    tokens, heads, workspace = len(x), layer.heads, state.workspace
+    stream = x
 
     normal, _ = norm(x, layer.first_norm, state)
     joined, qkv = layer.qkv.forward(normal, state.dropout, workspace, tag)
@@ -85,12 +99,7 @@ def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor
     middle += x
     normal, _ = norm(middle, layer.second_norm, state)
     gates_ups, gate_up = layer.gate_up.forward(normal, dropout, workspace, tag)
-    gates, ups = gates_ups.chunk(2, dim=1)
-    active = workspace.take("active", *gates.shape)
-    state.elementwise.gate(state.activation, gates, ups, active)
-    last, down = layer.down.forward(active, dropout, workspace, tag)
-    last += middle
-    return last, LayerSaved(
+    saved = LayerSaved(
         x=stream,
         chosen=chosen,
         qkv=qkv,
@@ -100,8 +109,8 @@ def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor
         middle=middle,
         gate_up=gate_up,
         gates_ups=gates_ups,
-        down=down,
     )
+    return saved, dropout
 
 
 def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, through: bool) -> Tensor:
@@ -111,6 +120,7 @@ def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, 
     """
     workspace, heads = state.workspace, layer.heads
 
+    assert saved.down is not None
     gates, ups = saved.gates_ups.chunk(2, dim=1)
     saved.down.x = workspace.take("active", *gates.shape)
     dactive, reduced = layer.down.backward_input(dx, saved.down, workspace)

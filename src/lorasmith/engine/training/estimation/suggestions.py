@@ -79,7 +79,10 @@ def changes(shape: RunShape) -> list[Change]:
     if shape.precision == "fp32":
         found.append(Change({"training.precision": "bf16"}, "weights and activations of half the size, rounded"))
     if not settings.quantizes:
-        found.append(Change({"training.quantization": "nf4"}, "the base in 4 bits, rounded, and unpacked at each use"))
+        one_copy = {"training.memory": "lean"} if settings.memory == "fast" else {}
+        found.append(
+            Change({"training.quantization": "nf4"} | one_copy, "the base in 4 bits, rounded, and unpacked at each use")
+        )
     limit = length_of_most(shape)
     if limit < longest:
         found.append(
