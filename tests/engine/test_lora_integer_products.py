@@ -13,13 +13,34 @@ from torch import Tensor
 
 from lorasmith.engine.lora import integer_products
 from lorasmith.engine.lora.frozen import IntegerMatrix
-from lorasmith.engine.lora.integer_products import NoIntegers, coded, integer_product, why_no_integers
+from lorasmith.engine.lora.integer_products import (
+    INSTRUCTIONS,
+    NoIntegers,
+    coded,
+    integer_product,
+    why_no_integers,
+)
 from lorasmith.engine.models.workspace import Workspace
 from tests.engine.decoder_cases import needs_integers
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1, 1), (5, 7, 9), (13, 100, 130), (64, 48, 128), (70, 200, 1300), (9, 2100, 60)]  # rows, out, in
+
+
+@pytest.fixture(params=list(INSTRUCTIONS))
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each set that this CPU has, by itself."""
+    name = request.param
+    if not integer_products.loaded_for(name, str(shutil.which("gcc"))).supported():
+        pytest.skip(f"the CPU has no {name}")
+    monkeypatch.setattr(integer_products, "INSTRUCTIONS", {name: INSTRUCTIONS[name]})
+    integer_products.library_or_reason.cache_clear()
+    yield
+    integer_products.library_or_reason.cache_clear()
+
+
+in_each_set = pytest.mark.usefixtures("instructions")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -52,6 +73,7 @@ def rounded(ours: Tensor, exact: Tensor) -> float:
 
 
 @needs_integers
+@in_each_set
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "out", "into"), SHAPES)
 def test_products_are_those_of_the_codes(rows: int, out: int, into: int, dtype: torch.dtype) -> None:
@@ -62,6 +84,7 @@ def test_products_are_those_of_the_codes(rows: int, out: int, into: int, dtype: 
 
 
 @needs_integers
+@in_each_set
 @pytest.mark.parametrize("weight_of_outlier", [1.0, 0.1, 0.01, 0.0])
 @pytest.mark.parametrize("outlier", [1.0, 10.0, 30.0, 100.0, 1000.0, 1e5])
 @pytest.mark.parametrize("of_a_block", [1, 3])
@@ -80,6 +103,7 @@ def test_they_round_less_than_bf16(of_a_block: int, outlier: float, weight_of_ou
 
 
 @needs_integers
+@in_each_set
 def test_a_row_does_not_depend_on_others_or_on_threads() -> None:
     x, weight = noise(1100, 1200), noise(100, 1200, seed=1)  # more rows, and more blocks, than are taken at once
     x[16, 5] = x[20, 200] = x[1099, 1190] = 1000  # an outlier has no effect on the rows beside it
@@ -95,6 +119,7 @@ def test_a_row_does_not_depend_on_others_or_on_threads() -> None:
 
 
 @needs_integers
+@in_each_set
 def test_parts_one_below_the_other_are_one_matrix() -> None:
     x, dy, parts = noise(20, 64), noise(20, 130, seed=1), [noise(100, 64, seed=2), noise(30, 64, seed=3)]
     assert torch.equal(product(x, *parts), torch.cat([product(x, part) for part in parts], dim=1))
@@ -106,6 +131,7 @@ def test_parts_one_below_the_other_are_one_matrix() -> None:
 
 
 @needs_integers
+@in_each_set
 def test_the_largest_sums_do_not_overflow() -> None:
     x, weight = torch.ones(8, 1280), torch.ones(48, 1280)
     torch.testing.assert_close(product(x, weight), torch.full((8, 48), 1280.0))
@@ -113,6 +139,7 @@ def test_the_largest_sums_do_not_overflow() -> None:
 
 
 @needs_integers
+@in_each_set
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_not_finite(bad: float) -> None:
     """In its own row, or its own output: a run that explodes has to be seen."""
@@ -128,6 +155,7 @@ def test_what_is_not_finite_stays_not_finite(bad: float) -> None:
 
 
 @needs_integers
+@in_each_set
 def test_zeros_and_no_rows() -> None:
     assert torch.equal(product(torch.zeros(3, 130), noise(50, 130)), torch.zeros(3, 50))
     assert torch.equal(product(noise(3, 130), torch.zeros(50, 130)), torch.zeros(3, 50))
@@ -184,7 +212,7 @@ def test_what_others_may_write_is_not_run(own_cache: Path) -> None:
 
 @needs_gcc
 def test_what_cannot_be_loaded_is_a_reason(own_cache: Path) -> None:
-    path = integer_products.compiled(str(shutil.which("gcc")))
+    path = integer_products.compiled("AVX-512 VNNI", str(shutil.which("gcc")))
     path.chmod(0o700)
     path.write_bytes(path.read_bytes()[:100])
     assert "not be loaded from there" in str(why_no_integers())

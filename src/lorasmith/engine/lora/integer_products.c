@@ -1,4 +1,4 @@
-/* Products with a frozen matrix in integers, on CPUs that multiply pairs of 16 bits (AVX-512 VNNI).
+/* Products with a frozen matrix in integers, on CPUs that multiply pairs of 16 bits (integer_vectors.h).
 
    Both factors are cut along the sum into blocks of 128 values. Each block has a scale in fp32 and codes of 13 bits,
    code = round(4095 value / largest of the block), so that a block's sum is exact in 32 bits: 128 * 4095 * 4095 < 2^31.
@@ -12,14 +12,14 @@
    The matrix is read as it is stored, W (out, in) in fp32, bf16 or fp16, and made into codes a panel of 48 outputs at a time,
    which stay in the cache while all rows are multiplied with them. */
 
-#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 128, PAIRS = BLOCK / 2, LARGEST = 4095 };
-enum { TILE_ROWS = 8, PANEL = 48, LANES = 16, VECTORS = PANEL / LANES };
+#include "integer_vectors.h"
+
+enum { LARGEST = 4095 };
 enum { ROWS_AT_ONCE = 64 };   /* their sums, 12 KB, stay in the first cache beside one block of a panel, 12 KB */
 enum { WHOLE_SUM = 8, PART_OF_SUM = 4 }; /* blocks at once, for all outputs, then the next: the codes of a thousand rows, 1 MB, and
                                             as many rows of W are still in the second cache for the next panel */
@@ -50,15 +50,11 @@ static long blocks_of(long columns) { return (columns + BLOCK - 1) / BLOCK; }
 
 static long padded(long rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; }
 
-static __mmask16 first_lanes(long count) { return count >= LANES ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
-
-/* 16 values from (row, column) on; those beyond the mask are zero. */
-static inline __m512 values_at(const Matrix *matrix, long row, long column, __mmask16 mask) {
+/* So many values from (row, column) on; the other lanes are zero. */
+static inline Floats values_at(const Matrix *matrix, long row, long column, long count) {
     const long place = row * matrix->stride + column;
-    if (matrix->dtype == FP32) return _mm512_maskz_loadu_ps(mask, (const float *)matrix->values + place);
-    const __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)matrix->values + place);
-    if (matrix->dtype == FP16) return _mm512_cvtph_ps(half);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    if (matrix->dtype == FP32) return read_some((const float *)matrix->values + place, count);
+    return widened((const uint16_t *)matrix->values + place, count, matrix->dtype == FP16);
 }
 
 static inline void prefetch(const Matrix *matrix, long row, long column) {
@@ -66,57 +62,51 @@ static inline void prefetch(const Matrix *matrix, long row, long column) {
     _mm_prefetch((const char *)matrix->values + place * (matrix->dtype == FP32 ? 4 : 2), _MM_HINT_T0);
 }
 
-/* For 16 blocks: what their values are multiplied by, and their scales, NaN where `spoiled` is. */
-static inline __m512 factors(__m512 largest, __m512 spoiled, __m512 *scales) {
-    const __mmask16 counts = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(TINY), _CMP_GE_OQ);
-    *scales = _mm512_add_ps(_mm512_maskz_mul_ps(counts, largest, _mm512_set1_ps(1.0f / LARGEST)), spoiled);
-    return _mm512_maskz_div_ps(counts, _mm512_set1_ps(LARGEST), largest);
+/* For as many blocks as there are lanes: what their values are multiplied by, and their scales, NaN where `spoiled` is. */
+static inline Floats factors(Floats largest, Floats spoiled, Floats *scales) {
+    const Where counts = at_least(largest, all(TINY));
+    *scales = add(only(counts, times(largest, all(1.0f / LARGEST))), spoiled);
+    return only(counts, over(all(LARGEST), largest));
 }
 
 /* Codes (128) and scale of one block of values. */
-static inline void code_block(const __m512 *values, int16_t *codes, float *scale) {
-    __m512 largest = _mm512_setzero_ps(), spoiled = largest, scales;
+static inline void code_block(const Floats *values, int16_t *codes, float *scale) {
+    Floats largest = zeros(), spoiled = zeros(), scales;
     for (int i = 0; i < BLOCK / LANES; i++) {
-        largest = _mm512_max_ps(largest, _mm512_abs_ps(values[i]));
-        spoiled = _mm512_fmadd_ps(values[i], _mm512_setzero_ps(), spoiled); /* NaN once a value is not finite */
+        largest = greater(largest, magnitude(values[i]));
+        spoiled = times_plus(values[i], zeros(), spoiled); /* NaN once a value is not finite */
     }
-    const __m512 factor = factors(
-        _mm512_set1_ps(_mm512_reduce_max_ps(largest)), _mm512_set1_ps(_mm512_reduce_add_ps(spoiled)), &scales);
-    *scale = _mm512_cvtss_f32(scales);
-    for (int i = 0; i < BLOCK / LANES; i++) {
-        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(values[i], factor));
-        _mm256_storeu_si256((__m256i *)(codes + LANES * i), _mm512_cvtepi32_epi16(whole));
-    }
+    const Floats factor = factors(all(greatest(largest)), all(sum(spoiled)), &scales);
+    *scale = scales[0];
+    for (int i = 0; i < BLOCK / LANES; i++) write_codes(codes + LANES * i, whole(times(values[i], factor)));
 }
 
 /* Zero the outliers among `width` finite values; returns the largest magnitude that is left, or infinity where nothing was zeroed. */
-static inline float leave_out(__m512 *values, long width) {
+static inline float leave_out(Floats *values, long width) {
     float limit = INFINITY;
     for (;;) {
-        __m512 largest = _mm512_setzero_ps(), total = largest;
+        Floats largest = zeros(), total = zeros();
         for (int i = 0; i < BLOCK / LANES; i++) {
-            const __m512 magnitudes = _mm512_abs_ps(values[i]);
-            largest = _mm512_max_ps(largest, magnitudes);
-            total = _mm512_add_ps(total, magnitudes);
+            const Floats magnitudes = magnitude(values[i]);
+            largest = greater(largest, magnitudes);
+            total = add(total, magnitudes);
         }
-        const float most = _mm512_reduce_max_ps(largest), rest = _mm512_reduce_add_ps(total) - most;
+        const float most = greatest(largest), rest = sum(total) - most;
         if (limit < INFINITY) limit = most;
         if (!(most * width > OUTLIER * rest) || !(rest < INFINITY) || width <= OUTLIER || most < TINY) return limit;
         limit = most; /* one more round, without it */
-        const __m512 beyond = _mm512_set1_ps(most);
-        for (int i = 0; i < BLOCK / LANES; i++)
-            values[i] = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(_mm512_abs_ps(values[i]), beyond, _CMP_LT_OQ), values[i]);
+        for (int i = 0; i < BLOCK / LANES; i++) values[i] = only(below(magnitude(values[i]), all(most)), values[i]);
     }
 }
 
-static inline void read_block(const Matrix *matrix, long row, long column, long width, __m512 *values) {
+static inline void read_block(const Matrix *matrix, long row, long column, long width, Floats *values) {
     for (int i = 0; i < BLOCK / LANES; i++)
-        values[i] = values_at(matrix, row, column + LANES * i, first_lanes(width - LANES * i));
+        values[i] = values_at(matrix, row, column + LANES * i, width - LANES * i);
 }
 
 static void code_row(const Coded *x, long row, long block) {
     const long column = block * BLOCK, width = least(x->columns - column, BLOCK), place = block * x->height + row;
-    __m512 values[BLOCK / LANES];
+    Floats values[BLOCK / LANES];
     read_block(&x->values, row, column, row < x->rows ? width : 0, values);
     if (x->limits) x->limits[place] = leave_out(values, width);
     code_block(values, x->codes + place * BLOCK, x->scales + place);
@@ -124,9 +114,11 @@ static void code_row(const Coded *x, long row, long block) {
 
 /* Whether rows `row` to `end` have outliers in a block. */
 static int has_outliers(const Coded *x, long block, long row, long end) {
-    const __m256 infinite = _mm256_set1_ps(INFINITY);
-    for (; x->limits && row < end; row += TILE_ROWS)
-        if (_mm256_cmp_ps_mask(_mm256_loadu_ps(x->limits + block * x->height + row), infinite, _CMP_LT_OQ)) return 1;
+    for (; x->limits && row < end; row += LANES) {
+        const long count = least(end - row, LANES);
+        const Floats limits = read_some(x->limits + block * x->height + row, count);
+        if (lanes(below(limits, all(INFINITY))) & ((1u << count) - 1)) return 1;
+    }
     return 0;
 }
 
@@ -136,17 +128,13 @@ static void add_outliers(const Coded *x, long row, long block, const float *plai
     for (long r = 0; r < least(TILE_ROWS, x->rows - row); r++, tile += PANEL) {
         if (!(x->limits[place + r] < INFINITY)) continue;
         const float *values = (const float *)x->values.values + (row + r) * x->values.stride + column;
-        const __m512 limit = _mm512_set1_ps(x->limits[place + r]);
+        const Floats limit = all(x->limits[place + r]);
         for (long k = 0; k < width; k += LANES) {
-            const __m512 some = _mm512_maskz_loadu_ps(first_lanes(width - k), values + k);
-            unsigned beyond = _mm512_cmp_ps_mask(_mm512_abs_ps(some), limit, _CMP_GT_OQ);
+            unsigned beyond = lanes(below(limit, magnitude(read_some(values + k, width - k))));
             for (; beyond; beyond &= beyond - 1) {
                 const long term = k + __builtin_ctz(beyond);
-                const __m512 value = _mm512_set1_ps(values[term]);
-                for (int v = 0; v < VECTORS; v++) {
-                    const __m512 weights = _mm512_load_ps(plain + term * PANEL + LANES * v);
-                    _mm512_store_ps(tile + LANES * v, _mm512_fmadd_ps(value, weights, _mm512_load_ps(tile + LANES * v)));
-                }
+                for (int v = 0; v < PANEL; v += LANES)
+                    write(tile + v, times_plus(all(values[term]), read(plain + term * PANEL + v), read(tile + v)));
             }
         }
     }
@@ -158,7 +146,7 @@ static void plain_block(const Matrix *w, long first, long count, long column, lo
     for (long n = 0; n < count; n++) {
         _Alignas(64) float row[BLOCK];
         for (int i = 0; i < BLOCK / LANES; i++)
-            _mm512_store_ps(row + LANES * i, values_at(w, first + n, column + LANES * i, first_lanes(width - LANES * i)));
+            write(row + LANES * i, values_at(w, first + n, column + LANES * i, width - LANES * i));
         for (long k = 0; k < width; k++) plain[k * PANEL + n] = row[k];
     }
 }
@@ -166,7 +154,7 @@ static void plain_block(const Matrix *w, long first, long count, long column, lo
 /* One block of a panel: rows `first` to `first` + 48 of W, the sum along its columns. codes (64, 48) pairs, scales (48). */
 static void panel_of_rows(const Matrix *w, long first, long count, long column, long width, int32_t *codes, float *scales) {
     _Alignas(64) int16_t by_row[PANEL][BLOCK];
-    __m512 values[BLOCK / LANES];
+    Floats values[BLOCK / LANES];
     for (int n = 0; n < PANEL; n++) {
         if (n < count) {
             read_block(w, first + n, column, width, values);
@@ -176,87 +164,42 @@ static void panel_of_rows(const Matrix *w, long first, long count, long column, 
             scales[n] = 0;
         }
     }
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i places = _mm512_mullo_epi32(lane, _mm512_set1_epi32(PAIRS));
-    for (int v = 0; v < VECTORS; v++)
+    for (int v = 0; v < PANEL; v += LANES)
         for (int pair = 0; pair < PAIRS; pair++)
-            _mm512_store_si512(codes + pair * PANEL + LANES * v,
-                               _mm512_i32gather_epi32(places, (const int32_t *)by_row[LANES * v] + pair, 4));
+            write_column(codes + pair * PANEL + v, (const int32_t *)by_row[v] + pair);
 }
 
 /* One block of a panel: columns `first` to `first` + 48 of W, the sum along its rows. */
 static void panel_of_columns(const Matrix *w, long first, long count, long row, long height, int32_t *codes, float *scales) {
-    for (int v = 0; v < VECTORS; v++) {
-        const long column = first + LANES * v;
-        const __mmask16 mask = first_lanes(count - LANES * v);
-        __m512 largest = _mm512_setzero_ps(), spoiled = largest, scale;
+    for (int v = 0; v < PANEL; v += LANES) {
+        const long column = first + v, width = count - v;
+        Floats largest = zeros(), spoiled = zeros(), scale;
         for (long n = 0; n < height; n++) {
-            const __m512 values = values_at(w, row + n, column, mask);
+            const Floats values = values_at(w, row + n, column, width);
             prefetch(w, row + n + BLOCK, column); /* rows lie too far apart for the CPU to see them coming */
-            largest = _mm512_max_ps(largest, _mm512_abs_ps(values));
-            spoiled = _mm512_fmadd_ps(values, _mm512_setzero_ps(), spoiled);
+            largest = greater(largest, magnitude(values));
+            spoiled = times_plus(values, zeros(), spoiled);
         }
-        const __m512 factor = factors(largest, spoiled, &scale);
-        _mm512_store_ps(scales + LANES * v, scale);
+        const Floats factor = factors(largest, spoiled, &scale);
+        write(scales + v, scale);
         for (long pair = 0; pair < PAIRS; pair++) {
-            const __m512 low = 2 * pair < height ? values_at(w, row + 2 * pair, column, mask) : _mm512_setzero_ps();
-            const __m512 high = 2 * pair + 1 < height ? values_at(w, row + 2 * pair + 1, column, mask) : _mm512_setzero_ps();
-            const __m512i lower = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor));
-            const __m512i upper = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
-            _mm512_store_si512(codes + pair * PANEL + LANES * v,
-                               _mm512_mask_blend_epi16(0xaaaaaaaa, lower, _mm512_slli_epi32(upper, 16)));
+            const Floats low = 2 * pair < height ? values_at(w, row + 2 * pair, column, width) : zeros();
+            const Floats high = 2 * pair + 1 < height ? values_at(w, row + 2 * pair + 1, column, width) : zeros();
+            write_pairs(codes + pair * PANEL + v, whole(times(low, factor)), whole(times(high, factor)));
         }
     }
-}
-
-/* sums (8, 48) of x codes (8, 128) with w codes (64 pairs, 48). In assembly, as GCC 12 to 14 spill the 24 sums that fit into
-   registers, and are then no faster than fp32. */
-#define TEXT_(x) #x
-#define TEXT(x) TEXT_(x)
-#define CLEAR(sum) "vpxord %%zmm" TEXT(sum) ", %%zmm" TEXT(sum) ", %%zmm" TEXT(sum) "\n\t"
-#define KEEP(sum, place) "vmovdqa32 %%zmm" TEXT(sum) ", " TEXT(place) "(%[sums])\n\t"
-#define MULTIPLY(w, x, sum) "vpdpwssd %%zmm" TEXT(w) ", %%zmm" TEXT(x) ", %%zmm" TEXT(sum) "\n\t"
-#define ROW(place, x, one, two, three) \
-    "vpbroadcastd " TEXT(place) "(%[x]), %%zmm" TEXT(x) "\n\t" MULTIPLY(0, x, one) MULTIPLY(1, x, two) MULTIPLY(2, x, three)
-static inline void sum_tile(const int16_t *x, const int32_t *w, int32_t *sums) {
-    long pairs = PAIRS;
-    __asm__ volatile(
-        CLEAR(8) CLEAR(9) CLEAR(10) CLEAR(11) CLEAR(12) CLEAR(13) CLEAR(14) CLEAR(15) CLEAR(16) CLEAR(17) CLEAR(18) CLEAR(19)
-        CLEAR(20) CLEAR(21) CLEAR(22) CLEAR(23) CLEAR(24) CLEAR(25) CLEAR(26) CLEAR(27) CLEAR(28) CLEAR(29) CLEAR(30) CLEAR(31)
-        ".p2align 5\n"
-        "1:\n\t"
-        "vmovdqa32 (%[w]), %%zmm0\n\t"
-        "vmovdqa32 64(%[w]), %%zmm1\n\t"
-        "vmovdqa32 128(%[w]), %%zmm2\n\t"
-        ROW(0, 3, 8, 9, 10) ROW(256, 4, 11, 12, 13) ROW(512, 5, 14, 15, 16) ROW(768, 6, 17, 18, 19)
-        ROW(1024, 3, 20, 21, 22) ROW(1280, 4, 23, 24, 25) ROW(1536, 5, 26, 27, 28) ROW(1792, 6, 29, 30, 31)
-        "add $4, %[x]\n\t"
-        "add $192, %[w]\n\t"
-        "dec %[pairs]\n\t"
-        "jnz 1b\n\t"
-        KEEP(8, 0) KEEP(9, 64) KEEP(10, 128) KEEP(11, 192) KEEP(12, 256) KEEP(13, 320) KEEP(14, 384) KEEP(15, 448)
-        KEEP(16, 512) KEEP(17, 576) KEEP(18, 640) KEEP(19, 704) KEEP(20, 768) KEEP(21, 832) KEEP(22, 896) KEEP(23, 960)
-        KEEP(24, 1024) KEEP(25, 1088) KEEP(26, 1152) KEEP(27, 1216) KEEP(28, 1280) KEEP(29, 1344) KEEP(30, 1408) KEEP(31, 1472)
-        : [x] "+r"(x), [w] "+r"(w), [pairs] "+r"(pairs)
-        : [sums] "r"(sums)
-        : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12",
-          "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25",
-          "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31");
 }
 
 /* y (8, 48) += one block's sums times their scales; `fresh` without what y held. */
 static inline void add_tile(const int16_t *x, const float *x_scales, const int32_t *w, const float *w_scales, float *y, int fresh) {
     _Alignas(64) int32_t sums[TILE_ROWS * PANEL];
     sum_tile(x, w, sums);
-    for (int v = 0; v < VECTORS; v++) {
-        const __m512 scales = _mm512_load_ps(w_scales + LANES * v);
+    for (int v = 0; v < PANEL; v += LANES)
         for (int row = 0; row < TILE_ROWS; row++) {
-            const int place = row * PANEL + LANES * v;
-            const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(x_scales[row]), scales);
-            const __m512 before = fresh ? _mm512_setzero_ps() : _mm512_load_ps(y + place);
-            _mm512_store_ps(y + place, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(_mm512_load_si512(sums + place)), before));
+            float *place = y + row * PANEL + v;
+            const Floats scale = times(all(x_scales[row]), read(w_scales + v));
+            write(place, times_plus(scale, fractions(sums + row * PANEL + v), fresh ? zeros() : read(place)));
         }
-    }
 }
 
 /* 48 outputs from `first` on, blocks `start` to `stop` of their sums: codes, scales, and the weights themselves where x has outliers. */
@@ -294,17 +237,16 @@ static void multiply_rows(const Coded *x, long top, long bottom, const Panel *pa
 }
 
 /* y (rows, count) = sums, or += with `add`. Whole lines go past the caches: reading them first would be a tenth of a product. */
-static void write_rows(const float *sums, long rows, long count, float *y, long y_stride, int add) {
-    const int past = !add && count == PANEL && (uintptr_t)y % 64 == 0 && y_stride % LANES == 0;
+static void write_rows(const float *sums, long rows, long count, float *y, long y_stride, int add_to) {
+    const int past = !add_to && count == PANEL && (uintptr_t)y % 64 == 0 && y_stride % LANES == 0;
     for (long row = 0; row < rows; row++, sums += PANEL, y += y_stride) {
-        for (int v = 0; v < VECTORS; v++) {
-            const __mmask16 mask = first_lanes(count - LANES * v);
-            __m512 value = _mm512_load_ps(sums + LANES * v);
-            if (add) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, y + LANES * v));
+        for (int v = 0; v < PANEL; v += LANES) {
+            Floats value = read(sums + v);
+            if (add_to) value = add(value, read_some(y + v, count - v));
             if (past)
-                _mm512_stream_ps(y + LANES * v, value);
+                write_past(y + v, value);
             else
-                _mm512_mask_storeu_ps(y + LANES * v, mask, value);
+                write_some(y + v, count - v, value);
         }
     }
 }
@@ -332,11 +274,6 @@ static void multiply_unit(const Product *product, long unit, Panel *panel, float
         multiply_rows(x, top, bottom, panel, sums);
         write_rows(sums, bottom - top, panel->count, y, product->y_stride, product->add || panel->start);
     }
-}
-
-int supported(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
 }
 
 /* x (rows, columns) in fp32 → codes, scales and limits, of the shapes that `Coded` has. */

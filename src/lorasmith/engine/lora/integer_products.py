@@ -2,7 +2,7 @@
 
 Each factor is cut along the sum into blocks of 128 values with a scale and 13-bit codes, so that what is rounded is at most
 1/8190 of the largest value of a block: an eighth of what bf16 rounds of normally distributed values. Where one value of x is far larger than
-the others of its block, it is multiplied in fp32 instead. The CPU multiplies 32 pairs of 16 bits at a time, and 16 of fp32.
+the others of its block, it is multiplied in fp32 instead. The CPU multiplies 32 pairs of 16 bits at a time, and 16 of fp32, or 16 and 8.
 
 They are operators of torch, so that what looks on as tensors are used, the rehearsal of an estimate, sees them.
 """
@@ -26,8 +26,13 @@ from torch import Tensor
 from lorasmith.engine.models.workspace import Workspace
 
 SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ["-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma", "-fopenmp", "-shared", "-fPIC"]
+VECTORS = SOURCE.with_name("integer_vectors.h")
+FLAGS = ["-O3", "-mfma", "-fopenmp", "-shared", "-fPIC"]
 FLAGS += ["-ffp-contract=off"]  # else some rows of a tile would be rounded once less than others
+INSTRUCTIONS = {  # the faster ones first
+    "AVX-512 VNNI": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
+    "AVX-VNNI": ["-mavx2", "-mf16c", "-mavxvnni"],
+}
 BLOCK, TILE_ROWS = 128, 8  # as in the source
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -52,14 +57,21 @@ def library_or_reason() -> Any:
         compiler = shutil.which("gcc")
         if compiler is None:
             raise NoIntegers("there is no gcc")
-        loaded = ctypes.CDLL(str(compiled(compiler)))
-        loaded.quantize.restype = None
-        if not loaded.supported():
-            raise NoIntegers("the CPU has no AVX-512 VNNI")
+        for instructions in INSTRUCTIONS:
+            loaded = loaded_for(instructions, compiler)
+            if loaded.supported():
+                return loaded
+        raise NoIntegers(f"the CPU has no {' or '.join(INSTRUCTIONS)}")
     except NoIntegers as reason:
         return str(reason)
     except (OSError, AttributeError, RuntimeError) as error:  # the last where there is no home
         return f"they cannot be compiled into the cache of this user, or not be loaded from there: {error}"
+
+
+def loaded_for(instructions: str, compiler: str) -> Any:
+    """The functions compiled for those instructions. Raises `NoIntegers`, `OSError`, `AttributeError`."""
+    loaded = ctypes.CDLL(str(compiled(instructions, compiler)))
+    loaded.quantize.restype = None
     return loaded
 
 
@@ -77,11 +89,11 @@ def why_no_integers() -> str | None:
     return found if isinstance(found, str) else None
 
 
-def compiled(compiler: str) -> Path:
+def compiled(instructions: str, compiler: str) -> Path:
     """The shared library of this source, machine and compiler, in the user's cache. Raises `NoIntegers`, `OSError`."""
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True).stdout
-    command = [compiler, *FLAGS, str(SOURCE), *openmp_of_torch(), "-Wl,--as-needed"]
-    facts = SOURCE.read_bytes(), command, version, platform.machine(), platform.libc_ver()
+    command = [compiler, *FLAGS, *INSTRUCTIONS[instructions], str(SOURCE), *openmp_of_torch(), "-Wl,--as-needed"]
+    facts = SOURCE.read_bytes(), VECTORS.read_bytes(), command, version, platform.machine(), platform.libc_ver()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorasmith"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     check_owner(folder)
