@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.reporting import Reporter
+from lorasmith.engine.training.computation import PackedComputation
 from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.estimation.memory import Process, estimate_disk, estimate_memory, validation_count
 from lorasmith.engine.training.estimation.micro_batches import dealt_steps, dealt_validation
 from lorasmith.engine.training.estimation.prediction import Overheads, estimate_time, scaled
 from lorasmith.engine.training.estimation.sample import Sample, choose_sample
 from lorasmith.engine.training.estimation.several import alone_share
+from lorasmith.engine.training.estimation.shape import Material, shape_run
 from lorasmith.engine.training.estimation.suggestions import changes
-from lorasmith.engine.training.estimation.timing import Rates
+from lorasmith.engine.training.estimation.timing import Rates, one_layer, small_model
+from lorasmith.schemas.training import TrainingSpec
 from tests.engine.conftest import Shaped
+from tests.engine.decoder_cases import needs_integers
 
 RATES = Rates(
     layer_s=1.0, rest_s=0.5, forward_layer_s=0.25, forward_rest_s=0.125, update_s=0.0, save_s=0.0, first_s=0.0,
@@ -37,7 +44,11 @@ def test_time_is_tokens_times_layers_plus_what_is_done_now_and_then(shaped: Shap
     again = replace(shape, spec=shape.spec.model_copy(deep=True))
     again.spec.training.gradient_checkpointing = True
     slower = estimate_time(again, Overheads(0, 0), scaled(RATES, again, shape), estimate_disk(again, again.folder))
-    assert slower.training_s == pytest.approx(2 * shape.part.tokens * (0.5 + 2 * 1.25))
+    config = shape.base.config
+    down = config.hidden_size * config.intermediate_size
+    attention = 2 * config.hidden_size**2 * (1 + config.num_key_value_heads / config.num_attention_heads)
+    all_but_down = 1 - down / (3 * down + attention)
+    assert slower.training_s == pytest.approx(2 * shape.part.tokens * (0.5 + 2 * (1 + 0.25 * all_but_down)))
 
 
 def test_processes_have_copies_and_their_share_of_a_step_and_sum_gradients_in_buckets(shaped: Shaped) -> None:
@@ -119,6 +130,35 @@ def test_one_process_in_the_place_of_several_is_a_change_to_consider_on_the_cpu_
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert {"training.processes": 1} in [change.values for change in changes(shaped(processes=2))]
     assert {"training.processes": 1} not in [change.values for change in changes(shaped())]
+
+
+@pytest.mark.parametrize(
+    ("settings", "path"),
+    [
+        ({"memory": "lean"}, "plain"),
+        ({"memory": "fast"}, "packed"),
+        ({"memory": "lean", "gradient_checkpointing": True}, "plain"),
+        ({"quantization": "int8"}, "int8"),
+        pytest.param({"precision": "int16"}, "int16", marks=needs_integers),
+    ],
+    ids=str,
+)
+def test_what_is_timed_computes_as_the_run_does(
+    material: Callable[..., tuple[TrainingSpec, Material]], tmp_path: Path, settings: dict[str, Any], path: str
+) -> None:
+    spec, found = material(**settings)
+    shape = shape_run(found, spec)
+    sample = choose_sample(shape, budget_s=60.0)
+    small = small_model(shape, sample, found.tokenizer, tmp_path, Reporter(tmp_path), Devices())
+    real = shape.computation()
+    assert isinstance(small.all, PackedComputation)
+    assert isinstance(real, PackedComputation)
+    one = one_layer(small.all, spec.training)
+    assert len(one.decoder.decoder.layers) == 1
+    for timed in (small.all.decoder, one.decoder):
+        for name in ("head_tokens", "kept_tokens", "recompute"):
+            assert getattr(timed, name) == getattr(real.decoder, name)
+    assert {group.weight.path for group in small.all.decoder.decoder.groups} == {path}
 
 
 @pytest.mark.parametrize(

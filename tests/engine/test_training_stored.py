@@ -92,6 +92,15 @@ def test_through_peft_they_are_the_same_too(half_folder: Path, training_job: Job
     assert_same_bits(stored, converted)
 
 
+def test_what_is_quantised_already_is_not_read_as_16_bits(bf16_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bf16_folder, tmp_path / "quantised")
+    assert half_bytes(folder) > 0
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert half_bytes(folder) == 0
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_they_take_half_of_the_memory_and_tied_ends_are_held_once(
     half_folder: Path, tmp_path: Path, tied: bool

@@ -63,10 +63,10 @@ def predict(
 
 
 def estimate_time(shape: RunShape, overheads: Overheads, rates: Rates, disk: DiskEstimate) -> TimeEstimate:
-    plan, settings = shape.plan, shape.spec.training
+    plan = shape.plan
     epochs = plan.total_steps / plan.steps_per_epoch
     tokens = shape.part.tokens * epochs
-    again = rates.forward_layer_s if settings.gradient_checkpointing else 0.0
+    again = rates.forward_layer_s * share_computed_again(shape)
     cached = 1 - 1 / epochs if disk.prefix_cache_bytes and epochs > 1 else 0.0
     start = overheads.start_s - (overheads.launch_s if shape.processes == 1 else 0.0)
     exchange = 0.0
@@ -111,12 +111,20 @@ def scaled(rates: Rates, shape: RunShape, measured: RunShape) -> Rates:
         now = matrix_seconds(shape.precision, packed=shape.memory == "fast")
         speed *= now / matrix_seconds(measured.precision, packed=measured.memory == "fast")
     layer = speed * layer_work(shape) / layer_work(measured)
-    if measured.spec.training.gradient_checkpointing:
-        values["layer_s"] = max(0.0, rates.layer_s - rates.forward_layer_s)
+    values["layer_s"] = max(0.0, rates.layer_s - rates.forward_layer_s * share_computed_again(measured))
     values["layer_s"] *= layer
     for name in ("rest_s", "forward_layer_s", "forward_rest_s"):
         values[name] *= speed
     return Rates(**values)
+
+
+def share_computed_again(shape: RunShape) -> float:
+    """Of a layer's forward pass: with gradient checkpointing all of it, but for the last product of the packed decoder."""
+    if not shape.spec.training.gradient_checkpointing:
+        return 0.0
+    config = shape.base.config
+    last = config.intermediate_size * config.hidden_size if shape.decoder else 0
+    return 1.0 - last / layer_weights(shape.base, shape.layers)
 
 
 def layer_work(shape: RunShape) -> float:
