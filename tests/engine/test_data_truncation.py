@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import CheckFailed
 from lorasmith.engine.data.layout import token_layout
@@ -184,12 +184,54 @@ def test_split_puts_the_system_turn_in_front_of_each_example() -> None:
         assert str(how.tokenizer.decode(piece.row.ids)).count("Be brief.") == 1
 
 
-def test_a_cut_never_splits_a_character() -> None:
+@pytest.mark.parametrize("policy", ["left", "right"])
+def test_a_cut_never_splits_a_character_and_leaves_one_of_each_message(policy: TooLong) -> None:
     example = conversation(("user", "?"), ("assistant", "🙂世" * 60))
-    for max_tokens in range(30, 40):
+    lengths = set()
+    for max_tokens in range(10, 40):
         how = rendering("chatml", max_tokens)
-        (piece,) = fit(how, example, how.render(example), "right")
-        assert "\N{REPLACEMENT CHARACTER}" not in str(how.tokenizer.decode(piece.row.ids))
+        try:
+            (piece,) = fit(how, example, how.render(example), policy)
+        except CheckFailed:
+            continue
+        lengths.add(max_tokens)
+        text = str(how.tokenizer.decode(piece.row.ids))
+        assert "\N{REPLACEMENT CHARACTER}" not in text
+        assert "🙂" in text or "世" in text
+        assert len(piece.row.ids) <= max_tokens
+    assert max(lengths) - min(lengths) + 1 == len(lengths) > 10  # the shortest ones have no room
+
+
+def test_split_leaves_out_exchanges_that_train_nothing_where_others_do() -> None:
+    turns = [("user", "Question? " * 5), ("assistant", "Answer. " * 5)] * 2
+    example = conversation(*turns)
+    assert example.messages is not None
+    example.messages[1].weight = 0
+    how = rendering("chatml", 50)
+    (piece,) = fit(how, example, how.render(example), "split")
+    assert piece.row.trained_tokens > 0
+    example.messages[3].weight = 0
+    assert [piece.row.trained_tokens for piece in fit(how, example, how.render(example), "split")] == [0, 0]
+
+
+def test_a_text_that_begins_with_its_bos_token_has_one(starter: Path) -> None:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(starter)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = int(tokenizer.convert_tokens_to_ids("<s>"))  # type: ignore[arg-type]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", bos)])
+    how = Rendering(tokenizer, {int(tokenizer.eos_token_id)}, 20)  # type: ignore[arg-type]
+    plain, rendered = (
+        Example(id="0", group="0", row=1, text=begin + "def parse(value): return int(value) " * 5)
+        for begin in ("", "<s>")
+    )
+    row = how.render(rendered)
+    assert row.ids == how.render(plain).ids
+    assert row.ids.count(bos) == 1
+    assert token_layout(tokenizer, rendered).message == token_layout(tokenizer, plain).message
+    assert len(token_layout(tokenizer, rendered).message) == len(row.ids)
+    for policy in ("left", "right", "split"):
+        pieces = [[piece.row for piece in fit(how, one, how.render(one), policy)] for one in (plain, rendered)]
+        assert pieces[0] == pieces[1]
 
 
 def test_a_row_whose_template_alone_is_too_long_fails_by_name() -> None:

@@ -42,7 +42,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return logits
 
 
+# PEFT's file sorts the keys, so that the other one would come first
+OVERLAPPING = {
+    "rank_pattern": {"q_proj": 6, r"layers\.0\..*": 2},
+    "alpha_pattern": {"q_proj": 3, r"layers\.0\..*": 30},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
+    "overlapping_patterns": OVERLAPPING,
+    "overlapping_patterns_pissa": {**OVERLAPPING, "init": "pissa"},
     "patterns": {"rank_pattern": {"q_proj": 6, r"layers\.1\.mlp\..*": 2}, "alpha_pattern": {"o_proj": 3}},
     "one_layer": {"layers": [1], "use_rslora": True},
     "dora": {"use_dora": True, "rank_pattern": {"v_proj": 2}},

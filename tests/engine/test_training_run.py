@@ -20,7 +20,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import render_example
 from lorasmith.engine.models.loading import load_adapter, load_model
@@ -54,6 +54,23 @@ def test_the_loss_is_that_of_transformers(qwen2_folder: Path, tokenizer: PreTrai
     assert loss.head_on_labels
     expected = model(input_ids=ids, labels=labels).loss
     torch.testing.assert_close(loss(ids, labels) / (labels[:, 1:] != -100).sum(), expected, atol=1e-5, rtol=0)
+
+
+def test_a_cap_of_the_logits_is_seen_where_they_are_small_yet() -> None:
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+    }
+    config = AutoConfig.for_model("gemma2", vocab_size=64, num_key_value_heads=1, final_logit_softcapping=30.0, **sizes)
+    capped = AutoModelForCausalLM.from_config(config)
+    logits = capped(input_ids=torch.arange(8).unsqueeze(0)).logits
+    assert logits.abs().max() < 1
+    assert not CompletionLoss(capped, 64).head_on_labels
+    config.final_logit_softcapping = None
+    assert CompletionLoss(AutoModelForCausalLM.from_config(config), 64).head_on_labels
 
 
 def test_training_lowers_the_loss_and_writes_what_peft_loads(qwen2_folder: Path, training_job: Job) -> None:

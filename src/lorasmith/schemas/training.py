@@ -89,7 +89,8 @@ class LoRASpec(BaseModel):
         validation_alias=AliasChoices("layers", "layers_to_transform"),
     )
     modules_to_save: list[str] = Field(
-        [], description="Modules that train whole and are saved with the adapter, for example `lm_head`; through PEFT."
+        [],
+        description="Modules that train whole and are saved with the adapter, for example `lm_head`; through PEFT, which takes the ends of names: `norm` is each `…layernorm` too.",
     )
     init: InitialWeights = Field(
         "default",

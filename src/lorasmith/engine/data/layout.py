@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.checks import ALL_CHECKS, RowChecks
-from lorasmith.engine.data.rendering import Tools, answered_turns, render_text
+from lorasmith.engine.data.rendering import Tools, answered_turns, doubled_beginnings, render_text
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.data import Example, Message
 
@@ -64,11 +64,13 @@ def completion_layout(tokenizer: PreTrainedTokenizerBase, text: str) -> Layout:
     """All but the tokenizer's own first and last tokens belong to message 0."""
     encoding = tokenizer(text, return_offsets_mapping=True)
     ids: list[int] = list(encoding["input_ids"])
-    tokens: list[Span] = [(start, end) for start, end in encoding["offset_mapping"]]
+    doubled = doubled_beginnings(tokenizer, ids)
+    ids = ids[doubled:]
+    tokens: list[Span] = [(start, end) for start, end in encoding["offset_mapping"]][doubled:]
     end_text = str(tokenizer.eos_token)
     ends = bool(ids) and ids[-1] == tokenizer.eos_token_id
     content_end = len(text) - len(end_text) if ends and text.endswith(end_text) else len(text)
-    layout = placed(tokens, [(0, content_end)], text)
+    layout = placed(tokens, [(tokens[0][1] if doubled else 0, content_end)], text)
     for position, (start, end) in enumerate(tokens):
         if start == end and not layout.texts[position]:  # added by the tokenizer
             layout.texts[position] = str(tokenizer.convert_ids_to_tokens(ids[position]))

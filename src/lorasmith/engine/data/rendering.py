@@ -264,12 +264,19 @@ def last_turn(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], t
 
 
 def completion(tokenizer: PreTrainedTokenizerBase, example: Example, ids: list[int]) -> RenderedExample:
-    """Plain text: each token trained, and the end token added unless it is there."""
+    """Plain text: each token trained, and the tokens of beginning and end added unless they are there."""
     if tokenizer.eos_token_id is None:
         raise InvalidSpec("this tokenizer has no end-of-sequence token, so a text could never stop")
+    ids = ids[doubled_beginnings(tokenizer, ids) :]
     if not ids or ids[-1] != tokenizer.eos_token_id:
         ids = [*ids, int(tokenizer.eos_token_id)]
     return RenderedExample(example.row, ids, [True] * len(ids))
+
+
+def doubled_beginnings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
+    """1 where the tokenizer has put its BOS token in front of a text that begins with it, else 0."""
+    bos = tokenizer.bos_token_id
+    return int(bos is not None and list(ids[:2]) == [bos, bos])
 
 
 def check_special_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], checks: RowChecks) -> None:

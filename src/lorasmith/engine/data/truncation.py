@@ -81,6 +81,8 @@ def cut_right(how: Rendering, example: Example, row: RenderedExample) -> list[Fi
     for content, length in zip(contents, kept_lengths, strict=True):
         while 0 < length < len(content) and layout.inside_character[content[length]]:
             length -= 1
+        if content and not length:
+            raise no_room(how, row, contents)
         cut.update(content[length:])
     return [Fitted(example, row, without(row, cut))]
 
@@ -104,21 +106,28 @@ def cut_left(how: Rendering, example: Example, row: RenderedExample) -> list[Fit
     systems = [message.role == "system" for message in shorter.messages or ()]
     oldest_first = sorted(range(len(contents)), key=lambda index: systems[index] if systems else False)
     excess = len(kept) - how.max_tokens
-    if sum(max(len(content) - 1, 0) for content in contents) < excess:
+    last_characters = [last_character(layout, content) for content in contents]
+    if sum(last_characters) < excess:
         raise no_room(how, how.render(shorter), contents)
     cut: set[int] = set()
-    for content in (contents[index] for index in oldest_first):
-        length = min(excess - len(cut), len(content) - 1)
-        while 0 < length < len(content) - 1 and layout.inside_character[content[length]]:
+    for content, last in ((contents[index], last_characters[index]) for index in oldest_first):
+        length = max(0, min(excess - len(cut), last))
+        while 0 < length < last and layout.inside_character[content[length]]:
             length += 1
-        cut.update(content[: max(length, 0)])
+        cut.update(content[:length])
     return [Fitted(example, row, [position for index, position in enumerate(kept) if index not in cut])]
+
+
+def last_character(layout: Layout, content: list[int]) -> int:
+    """Index of the token with which the last character of a content begins, 0 for an empty one."""
+    begins = (index for index in reversed(range(len(content))) if not layout.inside_character[content[index]])
+    return next(begins, 0)
 
 
 def split(how: Rendering, example: Example, row: RenderedExample) -> list[Fitted]:
     """Several examples: of a conversation at exchanges, the system turn in front of each; of a text, windows.
 
-    An exchange that is too long by itself is cut as `right` does.
+    An exchange that is too long by itself is cut as `right` does. Pieces without a trained answer are left out, where another has one.
     """
     if example.messages is None:
         return windows(how, example, row)
@@ -130,8 +139,9 @@ def split(how: Rendering, example: Example, row: RenderedExample) -> list[Fitted
             groups[-1] = longer
         else:
             groups.append(exchange)
+    trained = [group for group in groups if any(turn.role == "assistant" and turn.is_trained for turn in group)]
     fitted: list[Fitted] = []
-    for group in groups:
+    for group in trained or groups:
         piece = with_messages(example, system + group)
         fitted += fit(how, piece, how.render(piece), "right")
     return fitted

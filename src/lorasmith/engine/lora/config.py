@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from lorasmith.errors import InvalidSpec, did_you_mean
 from lorasmith.schemas.training import InitialWeights
@@ -137,6 +137,9 @@ class LoRAConfig:
         return cls(**values)
 
 
+Value = TypeVar("Value", int, float)
+
+
 def whole(number: float) -> Any:
     """An int where nothing is lost: PEFT declares its alphas as int, and takes both."""
     return int(number) if float(number).is_integer() else number
@@ -165,7 +168,23 @@ def fit(config: LoRAConfig, model: PreTrainedModel) -> LoRAConfig:
             )
         if config.init == "orthogonal" and rank % 2:
             raise InvalidSpec(f"init 'orthogonal' takes an even rank, got {rank} for {name!r}")
-    return replace(config, target_modules=targets)
+    return replace(
+        config,
+        target_modules=targets,
+        rank_pattern=in_any_order(config.rank_pattern, shapes),
+        alpha_pattern=in_any_order(config.alpha_pattern, shapes),
+    )
+
+
+def in_any_order(patterns: dict[str, Value], names: Iterable[str]) -> dict[str, Value]:
+    """The same value for each module whatever order the keys are read in, as PEFT sorts them in the file of an adapter.
+
+    Where the order decides, there is a key for each module.
+    """
+    first = {name: key for name in names if (key := pattern_of(name, patterns))}
+    if all(pattern_of(name, sorted(patterns)) == key for name, key in first.items()):
+        return patterns
+    return {re.escape(name): patterns[key] for name, key in first.items()}
 
 
 def adapted_shapes(model: PreTrainedModel, targets: list[str], layers: list[int] | None) -> dict[str, tuple[int, int]]:
