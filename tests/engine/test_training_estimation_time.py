@@ -24,6 +24,7 @@ from lorasmith.engine.training.estimation.shape import Material, shape_run
 from lorasmith.engine.training.estimation.suggestions import changes
 from lorasmith.engine.training.estimation.timing import Rates, one_layer, small_model
 from lorasmith.schemas.training import TrainingSpec
+from lorasmith.services.training import check_runnable
 from tests.engine.conftest import Shaped
 from tests.engine.decoder_cases import needs_integers
 
@@ -161,6 +162,10 @@ def test_what_is_timed_computes_as_the_run_does(
     assert {group.weight.path for group in small.all.decoder.decoder.groups} == {path}
 
 
+def rows_of_an_update(spec: TrainingSpec) -> int:
+    return spec.training.batch_size * spec.training.gradient_accumulation_steps
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -169,6 +174,8 @@ def test_what_is_timed_computes_as_the_run_does(
         {"memory": "lean", "quantization": "nf4"},
         {"memory": "fast", "precision": "bf16", "gradient_checkpointing": True},
         {"optimizer": "adafactor", "batch_size": 1, "warmup_ratio": 0.1},
+        {"lora": {"use_dora": True, "target_modules": "all"}, "batch_size": 11},
+        {"lora": {"modules_to_save": ["lm_head"], "target_modules": "all"}, "batch_size": 9},
     ],
 )
 def test_every_change_to_consider_is_one_that_the_run_may_make(shaped: Shaped, settings: dict[str, Any]) -> None:
@@ -176,7 +183,11 @@ def test_every_change_to_consider_is_one_that_the_run_may_make(shaped: Shaped, s
     found = changes(shape)
     assert found
     for change in found:
-        changed = change.applied(shape.spec).model_dump()
+        spec = change.applied(shape.spec)
+        check_runnable(spec, "data", has_validation=True)
+        if change.about.endswith("the same update"):
+            assert rows_of_an_update(spec) == rows_of_an_update(shape.spec)
+        changed = spec.model_dump()
         for name, value in change.values.items():
             section, _, own = name.partition(".")
             assert changed[section][own] == value

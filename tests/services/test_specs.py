@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lorasmith.errors import InvalidSpec, MissingExtra, NotFound
 from lorasmith.schemas.data import DataImportSpec
@@ -42,8 +43,10 @@ def test_an_override_wins_whichever_spellings_were_used(tmp_path: Path) -> None:
 
 
 def test_one_field_under_two_names_is_refused_with_both(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("lora: {r: 4, rank: 5}", encoding="utf-8")
     with pytest.raises(InvalidSpec, match=r"^lora.r=4 and lora.rank=5 are one field under two names$") as raised:
-        build_spec(FLAGS, assignments=["lora.r=4", "lora.rank=5"])
+        build_spec(FLAGS, config=config)
     assert raised.value.hint == "give one of them"
     preset = preset_file(tmp_path, "mine", "training: {num_epochs: 1, epochs: 2}\n")
     with pytest.raises(InvalidSpec) as raised:
@@ -115,6 +118,56 @@ def test_a_warmup_ratio_replaces_the_steps_of_the_preset_and_not_ones_that_were_
         build_spec(FLAGS, assignments=["training.warmup_ratio=0.06", "training.warmup_steps=5"])
     expected = "training.warmup_steps: give either warmup_steps or warmup_ratio (which is 0.06), not both, got 5"
     assert raised.value.message == expected
+
+
+def test_what_a_dry_run_prints_can_be_changed_in_its_warmup(tmp_path: Path) -> None:
+    printed = tmp_path / "run.yaml"
+    printed.write_text(yaml.safe_dump(build_spec({**FLAGS, "preset": "quick"}).model_dump()), encoding="utf-8")
+    settings = build_spec({}, config=printed, assignments=["training.warmup_ratio=0.1"]).training
+    assert (settings.warmup_ratio, settings.warmup_steps) == (0.1, None)
+    printed.write_text(yaml.safe_dump({**FLAGS, "training": {"warmup_ratio": 0.1}}), encoding="utf-8")
+    settings = build_spec({}, config=printed, assignments=["training.warmup_steps=3"]).training
+    assert (settings.warmup_ratio, settings.warmup_steps) == (None, 3)
+
+
+def test_a_later_assignment_wins_whatever_it_calls_the_field() -> None:
+    assert build_spec(FLAGS, assignments=["lora.r=16", "lora.rank=4"]).lora.rank == 4
+    assert build_spec(FLAGS, assignments=["lora.rank=4", "lora.lora_r=16"]).lora.rank == 16
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("learning_rate=1e-3", "there is no field 'learning_rate'; did you mean 'training.learning_rate'?"),
+        ("training.layers_to_transform=[0]", "no field 'training.layers_to_transform'; did you mean 'lora.layers_to_"),
+        ("training.lr=1e-3", "there is no field 'training.lr'; say training.learning_rate"),
+        ("training.optm=adamw", "there is no field 'training.optm'; did you mean 'training.optim'?"),
+        ("lora=", "lora has to be a mapping of fields, got None"),
+        ("lora.rank=[1", r"--set lora.rank=\[1: the value is not valid YAML"),
+        ("training.learning_rate=inf", "training.learning_rate: Input should be a finite number, got inf"),
+        ("lora.alpha=.nan", "lora.alpha: Input should be a finite number, got nan"),
+        ("training.seed=99999999999999999999", "training.seed: Input should be less than 9223372036854775808"),
+        ("preset=[a]", r"preset has to be a name, got \['a'\]"),
+    ],
+)
+def test_a_wrong_assignment_says_what_is_meant(assignment: str, message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message):
+        build_spec(FLAGS, assignments=[assignment])
+
+
+def test_modules_and_first_weights_may_be_said_as_peft_says_them() -> None:
+    for said, meant in (("all-linear", "all"), ("mlp", "mlp"), ("q_proj", ["q_proj"]), ("'a,b'", ["a", "b"])):
+        assert build_spec(FLAGS, assignments=[f"lora.target_modules={said}"]).lora.target_modules == meant
+    assert build_spec(FLAGS, assignments=["lora.init_lora_weights=true"]).lora.init == "default"
+    assert build_spec(FLAGS, assignments=["name='1e3'"]).name == "1e3"
+
+
+def test_a_config_that_is_a_folder_or_no_utf8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="cannot be read: Is a directory"):
+        build_spec(FLAGS, config=tmp_path)
+    preset_file(tmp_path, "latin", "").write_bytes(b"lora: {rank: 4} # \xe9\n")
+    with pytest.raises(InvalidSpec, match=r"latin.yaml is not UTF-8: .* at byte 18"):
+        build_spec({**FLAGS, "preset": "latin"}, home=tmp_path)
 
 
 def test_the_names_of_the_seeds_and_of_peft_are_understood(tmp_path: Path) -> None:

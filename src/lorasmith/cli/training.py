@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lorasmith.cli.context import open_workbench
 from lorasmith.cli.output import console_out, duration, hint, print_json, size
 from lorasmith.cli.watching import JobView
+from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.jobs import Job
 
 
@@ -41,6 +42,11 @@ def train(
     from lorasmith.services import training
 
     workbench = open_workbench(context)
+    flags = {"model": model, "data": data, "name": name, "preset": preset, "template": template}
+    if resume:
+        refuse_changes(
+            {**flags, "config": config, "set": assignments, "dry-run": dry_run, "cores": cores, "priority": priority}
+        )
     if resume and detach:
         from lorasmith.services import jobs
 
@@ -50,7 +56,6 @@ def train(
         with JobView("train") as view:
             adapter = training.resume_training(workbench, resume, view)
     else:
-        flags = {"model": model, "data": data, "name": name, "preset": preset, "template": template}
         spec = training.build_spec(flags, config=config, assignments=assignments, home=workbench.home)
         if dry_run:
             import yaml
@@ -75,6 +80,16 @@ def train(
     )
     console_out().print(f"  {workbench.path(adapter.folder)}", markup=False)
     hint(f"next: lorasmith eval {adapter.name} --data {adapter.dataset}")
+
+
+def refuse_changes(options: dict[str, Any]) -> None:
+    """A job goes on as it began: options beside `--resume` would have no effect."""
+    given = ", ".join(f"--{option}" for option, value in options.items() if value)
+    if given:
+        raise InvalidSpec(
+            f"--resume goes on with a job as it began, and takes no {given}",
+            hint="begin another run without --resume, or change the job's job.json: its `spec` has the same fields",
+        )
 
 
 def print_queued(job: Job, *, as_json: bool) -> None:

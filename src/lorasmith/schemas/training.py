@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -41,6 +41,7 @@ SAID_OTHERWISE = {
     "bnb_4bit_use_double_quant": "training.double_quantization=true or false",
     "qlora": "training.quantization=nf4",
     "loftq_config": "lora.init=loftq and lora.loftq_iterations",
+    "lr": "training.learning_rate",
     "use_cpu": "training.device=cpu",
     "no_cuda": "training.device=cpu",
 }
@@ -50,7 +51,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 class LoRASpec(BaseModel):
     """Low-rank adaptation, https://arxiv.org/abs/2106.09685. Update: W + scale · B A, scale = alpha / rank."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     rank: int = Field(
         32,
@@ -105,11 +106,25 @@ class LoRASpec(BaseModel):
         validation_alias=AliasChoices("loftq_iterations", "loftq_iter"),
     )
 
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def as_said_elsewhere(cls, modules: Any) -> Any:
+        """PEFT's name for all linear layers, and names in one text, separated by commas."""
+        if not isinstance(modules, str) or modules in get_args(TargetRole):
+            return modules
+        return "all" if modules == "all-linear" else [name.strip() for name in modules.split(",")]
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def on_is_the_default(cls, init: Any) -> Any:
+        """PEFT says True for it."""
+        return "default" if init is True else init
+
 
 class TrainingSettings(BaseModel):
     """Steps, batches and rates. Lengths are tokens; steps are optimizer steps."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate, after warm-up.")
     lora_plus_ratio: float | None = Field(
@@ -213,7 +228,7 @@ class TrainingSettings(BaseModel):
         description="Processes on this machine that take each optimizer step together, each with its share of rows and of the CPU's cores.",
         validation_alias=AliasChoices("processes", "num_processes"),
     )
-    seed: int = Field(0, ge=0, description="Decides first weights, order of rows and dropout.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Decides first weights, order of rows and dropout.")
     log_every: int = Field(
         5,
         ge=1,

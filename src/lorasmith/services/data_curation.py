@@ -332,7 +332,7 @@ class Curation:
             f"{rejected} of {rows} rows of {self.source.path} cannot be used, {limit}" + listed,
             hint="mend the rows"
             if nothing_left
-            else f"mend the rows, or leave them out, with a line each in the ledger: --max-rejected {enough:.2f}",
+            else f"mend the rows, or leave them out, with a line each in the ledger: lorasmith data import … --max-rejected {enough:.2f}",
         )
 
     def write(self, folder: Path, report: Report = silent) -> dict[str, Any]:

@@ -20,26 +20,43 @@ def parse_spec(kind: type[Spec], values: dict[str, Any]) -> Spec:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [describe(kind, problem) for problem in error.errors()]
-        raise InvalidSpec("; ".join(problems), hint=f"fields: {', '.join(field_names(kind))}") from error
+        problems = list(dict.fromkeys(describe(kind, problem) for problem in error.errors()))
+        unknown = [problem["loc"][:-1] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+        parent = nested_model(kind, [str(part) for part in unknown[0]]) if unknown else None
+        hint = f"fields: {', '.join(field_names(parent))}" if parent else None
+        raise InvalidSpec("; ".join(problems), hint=hint) from error
 
 
 def describe(kind: type[BaseModel], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     path = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        parent = nested_model(kind, location[:-1])
-        names = field_names(parent) if parent else []
-        near = did_you_mean(location[-1], names)
-        prefix = ".".join(location[:-1])
-        if location[-1] in SAID_OTHERWISE:
-            return f"there is no field {path!r}; say {SAID_OTHERWISE[location[-1]]}"
-        if near and prefix:
-            near = near.replace("did you mean '", f"did you mean '{prefix}.")
+        *section, name = location
+        if name in SAID_OTHERWISE:
+            return f"there is no field {path!r}; say {SAID_OTHERWISE[name]}"
+        elsewhere = [place for place in spellings(kind) if place.rpartition(".")[2] == name]
+        if elsewhere:
+            return f"there is no field {path!r}; did you mean {elsewhere[0]!r}?"
+        prefix = "".join(f"{part}." for part in section)
+        beside = [place for place in spellings(kind) if place.startswith(prefix)]
+        near = did_you_mean(name, [place.removeprefix(prefix) for place in beside])
+        near = near.replace("mean '", f"mean '{prefix}")
         return f"there is no field {path!r}{near}"
     if problem["type"] == "missing":
         return f"{path} is missing"
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{path} has to be a mapping of fields, got {problem['input']!r}"
     return f"{path}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+
+
+def spellings(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Paths of all fields, those of sections and other spellings too."""
+    found = []
+    for name, field in kind.model_fields.items():
+        found += [prefix + str(one) for one in dict.fromkeys([name, *getattr(field.validation_alias, "choices", [])])]
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += spellings(field.annotation, f"{prefix}{name}.")
+    return found
 
 
 def nested_model(kind: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
@@ -61,6 +78,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(f"no config file {path}") from None
+    except OSError as error:
+        raise InvalidSpec(f"{path} cannot be read: {error.strerror}", hint="give a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise InvalidSpec(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise InvalidSpec(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -91,7 +112,15 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         *sections, name = path.split(".")
         for section in sections:
             target = target.setdefault(section, {})
-        target[name] = number(yaml.safe_load(text))
+            if not isinstance(target, dict):
+                raise InvalidSpec(f"--set {assignment} sets a field of {section!r}, which has been set to {target!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InvalidSpec(
+                f"--set {assignment}: the value is not valid YAML", hint="lists are [a, b], mappings {a: 1}"
+            ) from error
+        target[name] = value if text.lstrip().startswith(("'", '"')) else number(value)
     return values
 
 

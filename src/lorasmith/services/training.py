@@ -33,13 +33,14 @@ def build_spec(
     home: Path | None = None,
 ) -> TrainingSpec:
     """Preset, then the YAML file, then flags, then `--set`: later ones win. `home` may hold presets of the user's own."""
-    file_values = read_yaml(config) if config else {}
     layers = [
-        file_values,
+        canonical_names(read_yaml(config) if config else {}),
         {key: value for key, value in flags.items() if value is not None},
-        parse_assignments(assignments or []),
+        merge(*(canonical_names(parse_assignments([assignment])) for assignment in assignments or [])),
     ]
-    given = merge(*map(canonical_names, layers))
+    given: dict[str, Any] = {}
+    for layer in layers:
+        given = merge(without_other_warmup(given, layer), layer)
     preset = find_preset(given.get("preset", "balanced"), home)
     for name in ("model", "data"):
         if not given.get(name):
@@ -49,6 +50,8 @@ def build_spec(
 
 def find_preset(name: Any, home: Path | None) -> dict[str, Any]:
     own = {path.stem: path for path in sorted((home / USER_PRESETS).glob("*.yaml"))} if home else {}
+    if not isinstance(name, str):
+        raise InvalidSpec(f"preset has to be a name, got {name!r}")
     if name in own and name in PRESETS:
         raise InvalidSpec(f"{own[name]} has the name of a built-in preset", hint="give the file another name")
     if name in own:
@@ -76,13 +79,15 @@ def read_preset(path: Path) -> dict[str, Any]:
     return values
 
 
-def without_other_warmup(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The preset less its warm-up where the other kind of warm-up was given: it is one setting with two units."""
-    own, wanted = preset.get("training", {}), given.get("training") or {}
+def without_other_warmup(before: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What was said before less its warm-up where a later source gives one: it is one setting with two units."""
+    own, wanted = before.get("training"), given.get("training")
     kinds = ("warmup_steps", "warmup_ratio")
-    if not isinstance(wanted, dict) or not any(wanted.get(kind) is not None for kind in kinds):
-        return preset
-    return {**preset, "training": {key: value for key, value in own.items() if key not in kinds}}
+    if not (isinstance(own, dict) and isinstance(wanted, dict)):
+        return before
+    if not any(wanted.get(kind) is not None for kind in kinds):
+        return before
+    return {**before, "training": {key: value for key, value in own.items() if key not in kinds}}
 
 
 def canonical_names(values: dict[str, Any]) -> dict[str, Any]:

@@ -174,6 +174,10 @@ def choose_computation(
         decoder = checked_decoder(model, len(tokenizer), precision)
     except NotPacked as reason:
         report("note", text=f"trains through PEFT, several times slower: {reason}")
+        wanted = {"precision": "int16", "memory": "fast", "compile": "on"}
+        ignored = [f"training.{name}={value}" for name, value in wanted.items() if getattr(settings, name) == value]
+        if ignored:
+            report("note", text=f"PEFT has no such thing, so without effect: {', '.join(ignored)}")
         base: Any = model.get_base_model()
         if settings.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -197,6 +201,9 @@ def choose_computation(
     )
     if memory == "fast":
         pack_weights(decoder, model)
+    elif settings.memory == "fast" and precision == "int16":
+        text = "training.memory=fast is without effect: products in int16 read the weights as they are; fp32 packs them"
+        report("note", text=text)
     if device == "cpu":
         retain_heap()
     report("paths", device=device, memory=memory, modules=decoder.paths)

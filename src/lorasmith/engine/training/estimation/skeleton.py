@@ -155,7 +155,11 @@ def few_layers(decoder: Decoder, count: int) -> Decoder:
 
 
 def layer_weights(base: PreTrainedModel, layers: int) -> int:
-    """Elements of the matrices of one decoder layer."""
+    """Elements of the matrices of one decoder layer, adapters aside."""
     head = base.get_output_embeddings()
-    linear = [module for module in base.modules() if isinstance(module, nn.Linear) and module is not head]
+    linear = [
+        module
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and ".lora_" not in name
+    ]
     return sum(module.in_features * module.out_features for module in linear) // layers

@@ -68,17 +68,18 @@ def changes(shape: RunShape) -> list[Change]:
         if smaller < largest:
             found.append(Change({"training.micro_batch_tokens": smaller}, "fewer tokens at once; the same update"))
     elif settings.batch_size > 1:
-        halved = {
-            "training.batch_size": max(1, settings.batch_size // 4),
-            "training.gradient_accumulation_steps": settings.gradient_accumulation_steps
-            * (settings.batch_size // max(1, settings.batch_size // 4)),
+        fewer = max(rows for rows in range(1, settings.batch_size // 2 + 1) if settings.batch_size % rows == 0)
+        times = settings.batch_size // fewer
+        fewer_at_once = {
+            "training.batch_size": fewer,
+            "training.gradient_accumulation_steps": settings.gradient_accumulation_steps * times,
         }
-        found.append(Change(halved, "fewer rows at once; the same update"))
+        found.append(Change(fewer_at_once, "fewer rows at once; the same update"))
     if not settings.gradient_checkpointing:
         found.append(Change({"training.gradient_checkpointing": True}, "layers are computed again; the same update"))
     if shape.precision == "fp32":
         found.append(Change({"training.precision": "bf16"}, "weights and activations of half the size, rounded"))
-    if not settings.quantizes:
+    if not settings.quantizes and not shape.lora.use_dora:  # DoRA measures the weights themselves
         one_copy = {"training.memory": "lean"} if settings.memory == "fast" else {}
         found.append(
             Change({"training.quantization": "nf4"} | one_copy, "the base in 4 bits, rounded, and unpacked at each use")
