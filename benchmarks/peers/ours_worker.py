@@ -13,6 +13,7 @@ import protocol
 import torch
 from peft import PeftConfig, PeftModel
 
+from lorasmith.engine.__main__ import FEWER_KERNELS
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.quantized import AS_STORED
 from lorasmith.engine.models.elementwise import can_compile
@@ -22,9 +23,8 @@ from lorasmith.engine.models.precision import DTYPES, choose_precision, choose_w
 from lorasmith.engine.models.quantized_loading import half_bytes
 from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.training.computation import PackedComputation, checked_decoder
-from lorasmith.jobs.processes import FEWER_KERNELS
 
-os.environ.update(FEWER_KERNELS)  # as an engine is started; the libraries read them at the first product
+os.environ.update(FEWER_KERNELS)  # as an engine does
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from lorasmith.engine.training.memory import summed
 from lorasmith.errors import JobFailed
 from lorasmith.schemas.data import Example, Message
 from tests.engine.decoder_cases import adapted, random_rows, tiny_base
-from tests.engine.small_jobs import events, write_examples
+from tests.engine.small_jobs import events, run_engine, write_examples
 from tests.engine.small_memory import SmallMemory
 
 Job = Callable[..., Path]
@@ -191,3 +191,23 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     with pytest.raises((MemoryError, RuntimeError)) as failure:
         torch.empty(1 << 55)
     assert ran_out_of_memory(failure.value)
+
+
+@pytest.mark.parametrize("what", ["create a memory", "create a primitive", "execute a primitive"])
+def test_what_onednn_says_of_whatever_it_has_no_memory_for_is_a_lack_of_memory(what: str) -> None:
+    """An engine in bf16 under `ulimit -v` 1,050,000 ends so."""
+    assert ran_out_of_memory(RuntimeError(f"could not {what}"))
+
+
+def test_an_adapter_is_written_where_there_is_no_memory_for_its_plot(
+    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("lorasmith.engine.training.artifacts.plot_loss", no_memory)
+    folder = training_job(qwen2_folder, max_steps=2)
+    run_engine(folder)
+    assert "loss.png is left out: the machine ran out of memory" in [e["text"] for e in events(folder, "warning")]
+    assert (folder / "adapter" / "adapter_model.safetensors").exists()
+    assert "loss.png" not in (folder / "adapter" / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 
 from lorasmith.errors import Conflict
 from lorasmith.files import try_lock
-from lorasmith.jobs.processes import LOCK, environment, process_started, start_engine
+from lorasmith.jobs.processes import LOCK, process_started, start_engine
 
 ADOPT = """
 import signal, sys, time
@@ -28,25 +28,6 @@ ends = time.monotonic() + float(patience_s)
 while engine_runs(Path(folder)) and time.monotonic() < ends:
     time.sleep(0.02)
 print("it runs" if engine_runs(Path(folder)) else "it has ended")
-"""
-
-MULTIPLY = """
-import ctypes, sys, torch
-from lorasmith.engine.lora.frozen import PackedMatrix, PlainMatrix, can_pack
-from lorasmith.engine.models.workspace import Workspace
-class Counts(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in
-                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
-mallinfo = ctypes.CDLL(None).mallinfo2
-mallinfo.restype = Counts
-dtype = getattr(torch, sys.argv[1])
-weight, workspace = torch.randn(64, 64, dtype=dtype), Workspace(dtype)
-matrices = [PlainMatrix(weight), *([PackedMatrix(weight)] if can_pack(dtype) else [])]
-for tokens in range(1, 400):
-    for matrix in matrices:
-        matrix.forward(torch.ones(tokens, 64, dtype=dtype), None, workspace, "y")
-    if tokens in (150, 399):
-        print(mallinfo().uordblks)
 """
 
 
@@ -107,11 +88,3 @@ def test_an_engine_starts_beside_somebody_who_looks_whether_one_runs(tmp_path: P
 def test_a_second_engine_does_not_start(engine: subprocess.Popen[bytes], tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="an engine process runs in"):
         start_engine(tmp_path)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_products_of_ever_other_lengths_leave_nothing_in_the_memory_of_an_engine(dtype: str) -> None:
-    command = [sys.executable, "-c", MULTIPLY, dtype]
-    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    before, after = map(int, ran.stdout.split())
-    assert after - before < 10e6  # 70 and 140 MB by default

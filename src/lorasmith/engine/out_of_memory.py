@@ -8,7 +8,9 @@ PHRASES = (
     "can't allocate memory",  # torch on a CPU
     "cannot allocate memory",  # the system, for a mapping
     "bad_alloc",
-    "could not create a memory",  # oneDNN
+    "could not create a memory",  # oneDNN, as the next two
+    "could not create a primitive",
+    "could not execute a primitive",
 )
 
 

@@ -17,9 +17,6 @@ LOCK = "engine.lock"
 LOCK_VARIABLE = "LORASMITH_ENGINE_LOCK"
 LOOK_S = 0.2  # `engine_runs`, of whoever asks, holds the lock for a moment, which is no engine
 
-# oneDNN keeps a compiled kernel for each matrix shape, and the layer between it and torch what it prepares for one; rows of
-# many lengths would fill the 1,024 places of each, at a gigabyte. Of 32 kernels a layer reuses none: 1.6 times the time.
-FEWER_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "8"}
 QUIET_LIBRARIES = {"PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
@@ -98,7 +95,7 @@ def start_conversation(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def environment() -> dict[str, str]:
-    return {**FEWER_KERNELS, **QUIET_LIBRARIES, **os.environ}
+    return {**QUIET_LIBRARIES, **os.environ}
 
 
 def engine_runs(folder: Path) -> bool:

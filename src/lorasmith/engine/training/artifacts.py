@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lorasmith.engine.data.rendering import prompt_ids
 from lorasmith.engine.lora.quantized import Quantization
 from lorasmith.engine.models.loading import base_fingerprint
+from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.initial import save_adapter
 from lorasmith.engine.training.loop import TrainingRun
 from lorasmith.files import sha256_bytes, staged_folder, write_json, write_text
@@ -36,6 +37,7 @@ def write_adapter(
     tokenizer: PreTrainedTokenizerBase,
     base_folder: Path,
     result: TrainingResult,
+    report: Reporter,
 ) -> None:
     """`adapter/` in the job folder: what `peft.PeftModel.from_pretrained` loads, and what people and servers check."""
     spec, inputs = TrainingSpec.model_validate(order.spec), TrainingInputs.model_validate(order.inputs)
@@ -45,8 +47,12 @@ def write_adapter(
         tokenizer.save_pretrained(folder)
         write_json(folder / "passport.json", passport(order, spec, inputs, tokenizer, base_folder, result))
         write_json(folder / "training_config.json", spec.model_dump())
-        plot_loss(folder / "loss.png", training, result)
-        write_text(folder / "README.md", model_card(spec, inputs, result))
+        try:
+            plot_loss(folder / "loss.png", training, result)
+        except (MemoryError, ImportError) as error:  # a library that finds no memory for itself is an ImportError
+            report("warning", text=f"loss.png is left out: {str(error) or 'the machine ran out of memory'}")
+        plot = "![training and validation loss](loss.png)\n" if (folder / "loss.png").exists() else ""
+        write_text(folder / "README.md", model_card(spec, inputs, result, plot))
 
 
 def passport(
@@ -126,7 +132,7 @@ def peak_memory(result: TrainingResult) -> str:
     return f"{result.peak_memory_bytes / 1e9:.2f} GB{on_gpu}"
 
 
-def model_card(spec: TrainingSpec, inputs: TrainingInputs, result: TrainingResult) -> str:
+def model_card(spec: TrainingSpec, inputs: TrainingInputs, result: TrainingResult, plot: str) -> str:
     """A Hugging Face model card with what was measured and how to use it."""
     validation = (
         ""
@@ -153,8 +159,7 @@ tags: [lora, lorasmith]
 A LoRA adapter for `{inputs.model_name}`, trained on the dataset `{inputs.dataset_name}`
 (`sha256:{inputs.dataset_sha256[:16]}…`).
 {quantized}
-![training and validation loss](loss.png)
-
+{plot}
 | measured | |
 |---|---|
 | optimizer steps | {result.total_steps} ({result.epochs:.2f} epochs) |

@@ -175,7 +175,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
         )
     check_result({name: parameter.detach() for name, parameter in trainable(model).items()})
     report("phase", name="save")
-    write_adapter(folder, order, training, tokenizer, base_folder, result)
+    write_adapter(folder, order, training, tokenizer, base_folder, result, report)
     fault_point("train.written")
     for cache in (PREFIX, TOKENS):
         shutil.rmtree(folder / cache, ignore_errors=True)  # gigabytes that no epoch will read again
