@@ -29,6 +29,7 @@ MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 STAGING_NAME = re.compile(rf"{re.escape(STAGING_PREFIX)}[0-9A-HJKMNP-TV-Z]{{26}}")  # a ULID
 BLOCK_BYTES = 1 << 16
+FULL = (errno.ENOSPC, errno.EDQUOT)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of fcntl.h and stdio.h
 
 
@@ -65,17 +66,21 @@ def only_one_process(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or quota into `DiskFull`, naming the folder and how much is left; SQLite's own error too."""
+    """Turn a full disk or quota into `DiskFull`, naming the folder and how much is left; SQLite's and Rust's errors too."""
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+    except Exception as error:
+        if not tells_full_disk(error):
             raise
         raise disk_full(path) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise disk_full(path) from error
+
+
+def tells_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return any(f"(os error {code})" in str(error) for code in FULL)  # of Rust: safetensors and tokenizers have no errno
 
 
 def disk_full(path: Path) -> DiskFull:
