@@ -148,6 +148,19 @@ def is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
+def append_whole(path: Path, data: bytes) -> None:
+    """Add all these bytes to a file, or none of them where the disk fails."""
+    with path.open("ab", buffering=0) as handle:  # a buffer would be written again when it is closed
+        size_bytes = handle.tell()
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[handle.write(rest) :]
+        except BaseException:
+            handle.truncate(size_bytes)
+            raise
+
+
 def append_lines(path: Path, lines: Iterable[str]) -> None:
     """Add lines to a file; they are on the disk when this returns. A line that a crash has torn is cut off first."""
     with disk_errors(path):
