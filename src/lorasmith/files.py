@@ -176,18 +176,22 @@ def cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
     with path.open("r+b") as handle:
-        end = handle.seek(0, os.SEEK_END)
-        whole = end
-        while whole:
-            start = max(0, whole - BLOCK_BYTES)
-            handle.seek(start)
-            newline = handle.read(whole - start).rfind(b"\n")
-            if newline >= 0:
-                whole = start + newline + 1
-                break
-            whole = start
-        if whole != end:
+        whole = end_of_whole_lines(handle)
+        if whole != handle.seek(0, os.SEEK_END):
             handle.truncate(whole)
+
+
+def end_of_whole_lines(handle: BinaryIO) -> int:
+    """Where the last line that has its line break ends, in bytes."""
+    whole = handle.seek(0, os.SEEK_END)
+    while whole:
+        start = max(0, whole - BLOCK_BYTES)
+        handle.seek(start)
+        newline = handle.read(whole - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        whole = start
+    return 0
 
 
 def write_text(path: Path, text: str) -> None:

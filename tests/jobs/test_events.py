@@ -76,6 +76,17 @@ def test_a_broken_line_takes_no_other_with_it(tmp_path: Path, broken: bytes) -> 
     assert last_seq(path) == Reporter(tmp_path).seq == 2
 
 
+@pytest.mark.parametrize("torn", ['{"seq": 4, "ti', "x" * 200_000], ids=["short", "long"])
+def test_reading_from_now_on_begins_after_whole_lines(tmp_path: Path, torn: str) -> None:
+    """The next engine cuts off what was torn, and writes in its place."""
+    write(tmp_path / "events.jsonl", [10] * 3, torn)
+    reader = EventReader(tmp_path, from_now=True)
+    report = Reporter(tmp_path)
+    for text in ("one", "two"):
+        report("note", text=text)
+    assert [(event.seq, event.data["text"]) for event in reader.new_events()] == [(4, "one"), (5, "two")]
+
+
 def test_log_lines_go_on_where_a_reader_stopped(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     assert lines_after(path, 0, 5) == []

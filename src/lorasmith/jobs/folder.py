@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorasmith.files import MANIFEST, read_json_if_there, write_json
+from lorasmith.files import MANIFEST, end_of_whole_lines, read_json_if_there, write_json
 from lorasmith.schemas.jobs import Event, JobError, JobOrder, JobRequest, now, read_event
 
 ORDER, EVENTS, LOG, RESULT, ERROR = "job.json", "events.jsonl", "log.txt", "result.json", "error.json"
@@ -62,7 +62,10 @@ class EventReader:
 
     def __init__(self, folder: Path, *, from_now: bool = False) -> None:
         self.path = folder / EVENTS
-        self.offset = self.path.stat().st_size if from_now and self.path.exists() else 0
+        self.offset = 0
+        if from_now and self.path.exists():
+            with self.path.open("rb") as handle:
+                self.offset = end_of_whole_lines(handle)  # the next engine cuts off what a crash left after it
 
     def new_events(self) -> Iterator[Event]:
         if not self.path.exists():
