@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 from ulid import ULID
 
 from lorasmith import files
@@ -13,6 +17,7 @@ from lorasmith.errors import Conflict, DiskFull, InvalidData
 from lorasmith.files import (
     append_lines,
     cut_torn_line,
+    disk_errors,
     folder_size_bytes,
     new_id,
     scratch_folder,
@@ -154,6 +159,23 @@ def test_a_folder_that_does_not_fit_leaves_nothing(small_disk: Path) -> None:
     with pytest.raises(DiskFull), staged_folder(small_disk / "adapter") as folder:
         (folder / "weights").write_bytes(b"x" * 2_000_000)
     assert list(small_disk.iterdir()) == []
+
+
+def test_a_full_disk_is_named_where_safetensors_writes(small_disk: Path) -> None:
+    """Its error has no errno."""
+    with (
+        pytest.raises(DiskFull, match="the disk is full: writing below"),
+        staged_folder(small_disk / "adapter") as folder,
+    ):
+        save_file({"weight": np.zeros(1_000_000)}, folder / "weights.safetensors")
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_the_errors_of_rust_are_told_apart_by_their_number(tmp_path: Path, code: int) -> None:
+    failed = SafetensorError(f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})")
+    with pytest.raises(SafetensorError if code == errno.EIO else DiskFull), disk_errors(tmp_path):
+        raise failed
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"half', b"x" * 200_000])

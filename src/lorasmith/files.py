@@ -29,6 +29,7 @@ MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 STAGING_NAME = re.compile(rf"{re.escape(STAGING_PREFIX)}[0-9A-HJKMNP-TV-Z]{{26}}")  # a ULID
 BLOCK_BYTES = 1 << 16
+FULL = (errno.ENOSPC, errno.EDQUOT)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of fcntl.h and stdio.h
 
 
@@ -65,17 +66,21 @@ def only_one_process(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or quota into `DiskFull`, naming the folder and how much is left; SQLite's own error too."""
+    """Turn a full disk or quota into `DiskFull`, naming the folder and how much is left; SQLite's and Rust's errors too."""
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+    except Exception as error:
+        if not tells_full_disk(error):
             raise
         raise disk_full(path) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise disk_full(path) from error
+
+
+def tells_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return any(f"(os error {code})" in str(error) for code in FULL)  # of Rust: safetensors and tokenizers have no errno
 
 
 def disk_full(path: Path) -> DiskFull:
@@ -143,6 +148,19 @@ def is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
+def append_whole(path: Path, data: bytes) -> None:
+    """Add all these bytes to a file, or none of them where the disk fails."""
+    with path.open("ab", buffering=0) as handle:  # a buffer would be written again when it is closed
+        size_bytes = handle.tell()
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[handle.write(rest) :]
+        except BaseException:
+            handle.truncate(size_bytes)
+            raise
+
+
 def append_lines(path: Path, lines: Iterable[str]) -> None:
     """Add lines to a file; they are on the disk when this returns. A line that a crash has torn is cut off first."""
     with disk_errors(path):
@@ -158,18 +176,22 @@ def cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
     with path.open("r+b") as handle:
-        end = handle.seek(0, os.SEEK_END)
-        whole = end
-        while whole:
-            start = max(0, whole - BLOCK_BYTES)
-            handle.seek(start)
-            newline = handle.read(whole - start).rfind(b"\n")
-            if newline >= 0:
-                whole = start + newline + 1
-                break
-            whole = start
-        if whole != end:
+        whole = end_of_whole_lines(handle)
+        if whole != handle.seek(0, os.SEEK_END):
             handle.truncate(whole)
+
+
+def end_of_whole_lines(handle: BinaryIO) -> int:
+    """Where the last line that has its line break ends, in bytes."""
+    whole = handle.seek(0, os.SEEK_END)
+    while whole:
+        start = max(0, whole - BLOCK_BYTES)
+        handle.seek(start)
+        newline = handle.read(whole - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        whole = start
+    return 0
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,12 @@
-"""What a job is asked while it runs."""
+"""What a job says and is asked while it runs."""
 
 from __future__ import annotations
 
+import resource
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +14,9 @@ import pytest
 
 from lorasmith.engine import reporting
 from lorasmith.engine.reporting import Reporter
+from lorasmith.errors import DiskFull
 from lorasmith.files import read_json
-from lorasmith.jobs.folder import write_request
+from lorasmith.jobs.folder import EventReader, write_request
 from lorasmith.schemas.jobs import JobRequest
 
 
@@ -32,3 +38,42 @@ def test_a_request_that_comes_while_another_is_read_is_not_lost(
     assert not report.poll()
     assert report.stop_requested
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_event_that_does_not_fit_on_the_disk_leaves_whole_lines(small_disk: Path) -> None:
+    report = Reporter(small_disk)
+    report("note", text="one")
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8192))
+    with pytest.raises(DiskFull):
+        report("note", text="x" * 20_000)  # two pages of it fit
+    assert (small_disk / "events.jsonl").read_bytes().count(b"\n") == 1
+    report("note", text="two")
+    assert texts(small_disk) == [(1, "one"), (2, "two")]
+    assert Reporter(small_disk).seq == 2
+
+
+def test_half_an_event_is_taken_back(tmp_path: Path) -> None:
+    report = Reporter(tmp_path)
+    report("note", text="one")
+    with no_file_above(200), pytest.raises(OSError, match="File too large"):
+        report("note", text="x" * 300)
+    report("note", text="two")
+    assert texts(tmp_path) == [(1, "one"), (2, "two")]
+
+
+@contextmanager
+def no_file_above(size_bytes: int) -> Iterator[None]:
+    """What is written beyond it fails, after the part that still fits."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def texts(folder: Path) -> list[tuple[int, str]]:
+    return [(event.seq, event.data["text"]) for event in EventReader(folder).new_events()]

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorasmith.engine.reporting import Reporter
 from lorasmith.jobs.events import TAIL_BYTES, events_after, last_seq, newest
+from lorasmith.jobs.folder import EventReader
 from lorasmith.jobs.log import LINE_BYTES, lines_after
 
 
@@ -43,7 +45,7 @@ def test_a_long_file_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.Monke
     write(path, [100] * 20_000)
     parsed = []
     real = json.loads
-    monkeypatch.setattr("lorasmith.jobs.events.json.loads", lambda line: parsed.append(1) or real(line))
+    monkeypatch.setattr("lorasmith.schemas.jobs.json.loads", lambda line: parsed.append(1) or real(line))
     assert [event.seq for event in events_after(path, 15_000, 2)] == [15_001, 15_002]
     assert len(parsed) < 1_000, "a page and the way to it"
 
@@ -54,6 +56,35 @@ def test_the_newest_of_each_type(tmp_path: Path) -> None:
     write(path, [10] * 1_000)
     assert newest(path, "step", "evaluation")["step"].seq == 1_000
     assert path.stat().st_size > TAIL_BYTES
+
+
+@pytest.mark.parametrize("broken", [b'{"seq": 3, "ti{"seq": 4}', b"5", b"\0" * 70_000], ids=["joined", "other", "long"])
+def test_a_broken_line_takes_no_other_with_it(tmp_path: Path, broken: bytes) -> None:
+    path = tmp_path / "events.jsonl"
+    write(path, [30_000] * 8)
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:2], broken, *lines[4:]]) + b"\n")
+    whole = [1, 2, 5, 6, 7, 8]
+    for seq in range(9):
+        assert [event.seq for event in events_after(path, seq, 9)] == [one for one in whole if one > seq]
+    assert last_seq(path) == Reporter(tmp_path).seq == 8
+    read = list(EventReader(tmp_path).new_events())
+    assert [event.seq for event in read] == [1, 2, 0, 5, 6, 7, 8]
+    ends = len(lines[0]) + len(lines[1]) + len(broken) + 3
+    assert read[2].data["text"] == f"the line of {path} that ends at byte {ends} is no event, and is passed over"
+    path.write_bytes(b"\n".join([*lines[:2], broken]) + b"\n")
+    assert last_seq(path) == Reporter(tmp_path).seq == 2
+
+
+@pytest.mark.parametrize("torn", ['{"seq": 4, "ti', "x" * 200_000], ids=["short", "long"])
+def test_reading_from_now_on_begins_after_whole_lines(tmp_path: Path, torn: str) -> None:
+    """The next engine cuts off what was torn, and writes in its place."""
+    write(tmp_path / "events.jsonl", [10] * 3, torn)
+    reader = EventReader(tmp_path, from_now=True)
+    report = Reporter(tmp_path)
+    for text in ("one", "two"):
+        report("note", text=text)
+    assert [(event.seq, event.data["text"]) for event in reader.new_events()] == [(4, "one"), (5, "two")]
 
 
 def test_log_lines_go_on_where_a_reader_stopped(tmp_path: Path) -> None:

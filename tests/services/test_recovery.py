@@ -17,16 +17,17 @@ import pytest
 from lorasmith.errors import Conflict, DamagedDatabase
 from lorasmith.files import write_json
 from lorasmith.schemas.evaluation import Evaluation
-from lorasmith.schemas.jobs import JobKind, JobStatus
+from lorasmith.schemas.jobs import JobKind, JobStatus, now
 from lorasmith.schemas.training import TrainingSpec
 from lorasmith.services.adapters import verify_adapter
 from lorasmith.services.doctor import examine
 from lorasmith.services.job_outcomes import keep_evaluation
 from lorasmith.services.jobs import create_job
 from lorasmith.services.models import add_model
-from lorasmith.services.recovery import recover
+from lorasmith.services.recovery import job_of, recover
 from lorasmith.services.server_lock import only_server
 from lorasmith.services.training import start_training, train
+from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
 from lorasmith.store.database_file import BACKUPS, back_up, problems
 from tests.services.damage import Damage, opened, overwrite, small_home
@@ -288,3 +289,12 @@ def test_the_command_says_what_it_found(lorasmith: Any, home: Path) -> None:
     assert said["from_folders"] == {"jobs": 3, "datasets": 1, "adapters": 1, "evaluations": 1}
     assert Path(said["kept_aside"], "lorasmith.db").exists()
     assert "adder" in lorasmith("adapters", "list").stdout
+
+
+def test_a_job_is_read_from_its_folder_where_events_are_broken(workbench: Workbench) -> None:
+    job = create_job(workbench, JobKind.EVALUATION, "adder", {}, {})
+    folder, time = workbench.path(job.folder), now()
+    event = json.dumps({"seq": 2, "time": time.isoformat(), "type": "note", "data": {}})
+    (folder / "events.jsonl").write_text(f'{{"seq": 1, "ti{event}\n{event}\n{{"seq": 3{event}\n', encoding="utf-8")
+    found = job_of(workbench, folder)
+    assert (found.id, found.started_at, found.completed_at) == (job.id, time, time)

@@ -18,7 +18,7 @@ from lorasmith.engine.out_of_memory import ran_out_of_memory
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Conflict, DiskFull, Interrupted, InvalidSpec, Killed, LorasmithError
 from lorasmith.faults import fault_point
-from lorasmith.files import read_json, try_lock, write_json
+from lorasmith.files import disk_errors, read_json, try_lock, write_json
 from lorasmith.schemas.jobs import JobError, JobKind, JobOrder
 
 STAGES = {
@@ -56,21 +56,24 @@ def main(arguments: list[str]) -> int:
         reserve.write_bytes(bytes(RESERVE_BYTES))
     report = Reporter(folder)
     report.obey_signals()
-    report("started", pid=os.getpid())
     try:
-        result = run_job(folder, report)
+        with disk_errors(folder):  # also for what a library raises while `DiskFull` passes through it
+            report("started", pid=os.getpid())
+            result = run_job(folder, report)
         fault_point("engine.ran")
     except Killed as error:  # one of the job's processes was, and whoever waits for this one is to see it
-        print(error.message, file=sys.stderr, flush=True)
         reserve.unlink(missing_ok=True)
+        with suppress(OSError):  # the log lies on a disk that may be full
+            print(error.message, file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
         raise
     except BaseException as error:
-        failure = explain(error)
-        if not isinstance(error, LorasmithError):
-            traceback.print_exc()
         reserve.unlink(missing_ok=True)
+        failure = explain(error)
         write_json(folder / "error.json", failure.model_dump())
+        if not isinstance(error, LorasmithError):
+            with suppress(OSError):
+                traceback.print_exc()
         status = error.code if isinstance(error, Interrupted) else "failed"
         report("ended", status=status, **failure.model_dump())
         return failure.exit_code

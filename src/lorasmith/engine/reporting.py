@@ -9,8 +9,8 @@ from typing import Any
 
 from lorasmith.errors import Cancelled, Interrupted, Paused
 from lorasmith.faults import fault_point
-from lorasmith.files import cut_torn_line, disk_errors, read_json
-from lorasmith.schemas.jobs import JobRequest, now
+from lorasmith.files import append_whole, cut_torn_line, disk_errors, read_json
+from lorasmith.schemas.jobs import JobRequest, first_event, now
 
 EVENTS, CONTROL, TAKEN = "events.jsonl", "control.json", "control.taken.json"
 
@@ -20,16 +20,18 @@ class Reporter:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / EVENTS
-        self.seq = count_whole_lines(self.path)
+        cut_torn_line(self.path)
+        self.seq = last_seq(self.path)
         self.stop_requested = False
         self.stop: type[Interrupted] = Interrupted
 
     def __call__(self, type: str, **data: Any) -> None:
-        self.seq += 1
-        line = json.dumps({"seq": self.seq, "time": now().isoformat(), "type": type, "data": data}, ensure_ascii=False)
-        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as handle:
+        seq = self.seq + 1
+        line = json.dumps({"seq": seq, "time": now().isoformat(), "type": type, "data": data}, ensure_ascii=False)
+        with disk_errors(self.path):
             fault_point("event.numbered")
-            handle.write(line + "\n")
+            append_whole(self.path, f"{line}\n".encode())
+        self.seq = seq
         fault_point("event.appended")
 
     def poll(self) -> bool:
@@ -77,7 +79,8 @@ class SilentReporter(Reporter):
         return False
 
 
-def count_whole_lines(path: Path) -> int:
-    """Lines of the file; a torn last line, left by a crash, is cut off."""
-    cut_torn_line(path)
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def last_seq(path: Path) -> int:
+    """Number of the last event that can be read; 0 where there is none."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    last = first_event(reversed(lines))
+    return last.seq if last else 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from lorasmith.schemas.jobs import Event
+from lorasmith.schemas.jobs import Event, read_event
 
 TAIL_BYTES = 65_536  # holds the newest step and evaluation of any run
 
@@ -45,11 +44,13 @@ def offset_after(handle: IO[bytes], seq: int) -> int:
 
 
 def whole_lines(handle: IO[bytes]) -> Iterator[Event]:
-    """Events from here on; a line that is still being written ends them."""
+    """Events from here on; a line that is still being written ends them, and one that cannot be read is passed over."""
     for line in handle:
         if not line.endswith(b"\n"):
             return
-        yield Event.model_validate(json.loads(line))
+        event = read_event(line)
+        if event is not None:
+            yield event
 
 
 def newest(path: Path, *types: str) -> dict[str, Event]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorasmith.files import MANIFEST, read_json_if_there, write_json
-from lorasmith.schemas.jobs import Event, JobError, JobOrder, JobRequest
+from lorasmith.files import MANIFEST, end_of_whole_lines, read_json_if_there, write_json
+from lorasmith.schemas.jobs import Event, JobError, JobOrder, JobRequest, now, read_event
 
 ORDER, EVENTS, LOG, RESULT, ERROR = "job.json", "events.jsonl", "log.txt", "result.json", "error.json"
 CONTROL, TAKEN, KILLED, CHECKPOINTS = "control.json", "control.taken.json", "killed.json", "checkpoints"
@@ -63,7 +62,10 @@ class EventReader:
 
     def __init__(self, folder: Path, *, from_now: bool = False) -> None:
         self.path = folder / EVENTS
-        self.offset = self.path.stat().st_size if from_now and self.path.exists() else 0
+        self.offset = 0
+        if from_now and self.path.exists():
+            with self.path.open("rb") as handle:
+                self.offset = end_of_whole_lines(handle)  # the next engine cuts off what a crash left after it
 
     def new_events(self) -> Iterator[Event]:
         if not self.path.exists():
@@ -74,7 +76,12 @@ class EventReader:
                 if not line.endswith(b"\n"):
                     return
                 self.offset += len(line)
-                yield Event.model_validate(json.loads(line))
+                yield read_event(line) or unreadable(self.path, self.offset)
+
+
+def unreadable(path: Path, end: int) -> Event:
+    text = f"the line of {path} that ends at byte {end} is no event, and is passed over"
+    return Event(seq=0, time=now(), type="warning", data={"text": text})
 
 
 def log_tail(folder: Path, lines: int = 15) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -72,6 +74,19 @@ class Event(BaseModel):
     time: datetime
     type: str
     data: dict[str, Any] = Field(default_factory=dict)
+
+
+def read_event(line: bytes) -> Event | None:
+    """None for a line that is none, as a broken disk may leave it: those around it count all the same."""
+    try:
+        return Event.model_validate(json.loads(line))
+    except ValueError:
+        return None
+
+
+def first_event(lines: Iterable[bytes]) -> Event | None:
+    """The first one that can be read."""
+    return next((event for event in map(read_event, lines) if event is not None), None)
 
 
 class JobError(BaseModel):

@@ -21,7 +21,7 @@ from lorasmith.jobs.processes import engine_runs
 from lorasmith.schemas.adapters import Adapter
 from lorasmith.schemas.data import Dataset
 from lorasmith.schemas.evaluation import Evaluation
-from lorasmith.schemas.jobs import ACTIVE, Event, Job, JobOrder, JobStatus
+from lorasmith.schemas.jobs import ACTIVE, Job, JobOrder, JobStatus, first_event
 from lorasmith.schemas.models import BaseModelEntry
 from lorasmith.services.data_versions import DESCRIPTION
 from lorasmith.services.job_outcomes import adapter_digest
@@ -191,8 +191,8 @@ def job_of(workbench: Workbench, folder: Path) -> Job:
     """As the folder tells it; one that had not ended is interrupted, and started again by `jobs resume` alone."""
     order = JobOrder.model_validate(read_json(folder / ORDER))
     events = folder / EVENTS
-    lines = events.read_text(encoding="utf-8", errors="replace").splitlines() if events.is_file() else []
-    times = [Event.model_validate_json(line).time for line in (lines[:1] + lines[-1:]) if line.endswith("}")]
+    lines = events.read_bytes().splitlines() if events.is_file() else []
+    times = [event.time for event in (first_event(lines), first_event(reversed(lines))) if event is not None]
     result, error = read_result(folder), read_error(folder)
     job = Job(
         id=order.id,

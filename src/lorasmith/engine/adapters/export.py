@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,7 +27,7 @@ from lorasmith.engine.models.loading import (
 from lorasmith.engine.reporting import Reporter
 from lorasmith.errors import Conflict, Interrupted
 from lorasmith.faults import fault_point
-from lorasmith.files import disk_full, folder_size_bytes, read_json, staged_folder, verify_manifest, write_json
+from lorasmith.files import folder_size_bytes, read_json, staged_folder, verify_manifest, write_json
 from lorasmith.model_files import check_model_folder
 from lorasmith.schemas.adapters import ExportInputs, ExportResult, ExportSpec
 from lorasmith.schemas.jobs import JobOrder
@@ -100,7 +99,7 @@ def export_merged(job_id: str, inputs: ExportInputs, report: Reporter) -> dict[s
     with staged_folder(output, point="export") as staging:
         start_phase(report, "write")
         merged.model.to(dtype)  # type: ignore[arg-type]  # transformers wraps the method
-        save_model(merged.model, staging)
+        merged.model.save_pretrained(staging)
         merged.tokenizer.save_pretrained(staging)
         start_phase(report, "verify")
         difference = compare_logits(merged.reference, probe_logits(load_model(staging), merged.prompts))
@@ -166,16 +165,6 @@ def merge_with_reference(inputs: ExportInputs, report: Reporter, *, gguf: bool =
         report("warning", text=caveat)
         checks["notes"] = [caveat]
     return Merged(merged, tokenizer, prompts, reference, checks)
-
-
-def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """`save_pretrained`, with a full disk told as such: safetensors hides the errno in its text."""
-    try:
-        model.save_pretrained(folder)
-    except SafetensorError as error:
-        if "os error 28" in str(error) or "os error 122" in str(error):  # ENOSPC, EDQUOT
-            raise disk_full(folder) from error
-        raise
 
 
 def start_phase(report: Reporter, name: str) -> None:
