@@ -44,6 +44,7 @@ class Progress:
     interval_nats: float = 0.0
     interval_tokens: int = 0
     skipped: int = 0
+    left_out: str | None = None  # the last step, its reason and rows, when no step was taken since
     first_loss: float | None = None
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)

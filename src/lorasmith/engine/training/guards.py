@@ -41,6 +41,25 @@ def suspects(computation: Computation, indices: Sequence[int], rows: Sequence[Re
     return found or [rows[index].row for index in indices]
 
 
+def check_end(step: int, validation_loss: float | None, left_out: str | None) -> None:
+    """Raise `JobFailed` where the adapter of step `step` answers with values that are not finite, or may do so.
+
+    A finite validation loss is the proof. Without one, a last step that was left out says that it may: nothing was learned
+    since, and weights that are too large look like rows that are to blame.
+    """
+    if validation_loss is not None and not math.isfinite(validation_loss):
+        text = f"the validation loss after step {step} is {validation_loss}"
+    elif validation_loss is None and left_out:
+        text = "the run ends with a step that was left out, and no validation says that the adapter still works"
+    else:
+        return
+    raise JobFailed(
+        f"{text}; {left_out}" if left_out else text,
+        code="non_finite",
+        hint="lower --set training.learning_rate, or look at the rows with `lorasmith data preview`",
+    )
+
+
 def check_result(weights: dict[str, Tensor]) -> None:
     """Raise `JobFailed` for an adapter with a value that is not finite, or whose B matrices are all still zero."""
     for name, weight in weights.items():

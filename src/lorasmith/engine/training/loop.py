@@ -151,6 +151,7 @@ def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
     reason = trouble(loss, norm, progress.norms, progress.first_loss)
     if reason is None:
         run.optimizer.step()
+        progress.left_out = None
         progress.norms = [*progress.norms, norm][-REMEMBERED_NORMS:]
         progress.interval_nats += total_nats
         progress.interval_tokens += trained_tokens
@@ -188,6 +189,7 @@ def skip(run: TrainingRun, report: Reporter, reason: str, rows: list[int]) -> No
     """Leave a step out and name its rows; raises `JobFailed`, with all saved, when it has happened too often."""
     run.progress.skipped += 1
     step = run.progress.step + 1
+    run.progress.left_out = f"step {step} is left out: {reason}; rows {rows}"
     if run.progress.skipped > run.settings.max_skipped_steps:
         folder = save(run)
         raise JobFailed(
@@ -196,7 +198,7 @@ def skip(run: TrainingRun, report: Reporter, reason: str, rows: list[int]) -> No
             code="non_finite",
             hint="lower --set training.learning_rate, or look at those rows with `lorasmith data preview`",
         )
-    report("warning", text=f"step {step} is left out: {reason}; rows {rows}")
+    report("warning", text=run.progress.left_out)
 
 
 def log_step(

@@ -33,10 +33,11 @@ from lorasmith.engine.training.choices import (
     choose_training_precision,
 )
 from lorasmith.engine.training.devices import Devices, launch
-from lorasmith.engine.training.guards import check_result
+from lorasmith.engine.training.guards import check_end, check_result
 from lorasmith.engine.training.initial import moves_weight, start
 from lorasmith.engine.training.loop import TrainingRun, heed_kill, train
 from lorasmith.engine.training.optimizers import build_optimizer
+from lorasmith.engine.training.schedule import best_evaluation
 from lorasmith.errors import InvalidSpec
 from lorasmith.faults import fault_point
 from lorasmith.schemas.data import TooLong
@@ -160,6 +161,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
             hint=f"lorasmith train --resume {order.id}",
         )
     result = measured(training, part, counts, precision, device, sum(peaks[1:]))
+    check_end(result.adapter_step, result.validation_loss, training.progress.left_out)
     if result.stopped_early:
         patience = spec.training.early_stopping_patience
         report(
@@ -249,6 +251,7 @@ def measured(
     """`counts` are elements and whether they train, per parameter."""
     progress = training.progress
     losses = dict(progress.validation)
+    best = best_evaluation(progress.validation)
     kept = progress.best[0] if training.settings.keep_best and progress.best else progress.step
     return TrainingResult(
         adapter_folder="adapter",
@@ -259,7 +262,7 @@ def measured(
         epochs=progress.step / training.plan.steps_per_epoch,
         training_loss=progress.losses,
         validation_loss=losses.get(kept),
-        best_validation_loss=min(losses.values()) if losses else None,
+        best_validation_loss=best[1] if best else None,
         training_time_seconds=progress.seconds,
         trained_tokens=progress.trained_tokens,
         tokens_per_s=progress.tokens / progress.seconds,
