@@ -322,6 +322,48 @@ def test_a_run_that_explodes_stops_with_its_last_finite_adapter(qwen2_folder: Pa
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
+@pytest.mark.parametrize(
+    ("save_every", "message"),
+    [
+        (1, r"after step 5 the weights of .*lora_A.* are not finite; its rows \[{rows}\]"),
+        (
+            6,
+            r"after step 6 the weights of .*lora_A.* are not finite; step 6 is left out: its loss is nan; rows \[{rows}\]",
+        ),
+        (8, r"step 7 cannot be taken: its loss is nan; 1 steps were left out before it; rows \[{rows}\]"),
+    ],
+)
+def test_values_that_are_not_finite_never_replace_a_finite_checkpoint(
+    qwen2_folder: Path, training_job: Job, save_every: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = training_job(qwen2_folder, keep_checkpoints=1, save_every=save_every, max_skipped_steps=1, num_epochs=4)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_at_step(4, patched)
+        run_engine(folder)
+    before = read_bytes(folder / "checkpoints")
+    change_setting(folder, "learning_rate", 1e39)  # from here on each update is infinite
+    with pytest.raises(JobFailed) as failure:
+        run_engine(folder)
+    assert failure.value.code == "non_finite"
+    told = message.format(rows=r"(\d+, ){3}\d+") + "; the last finite adapter is in checkpoints/step-000004"
+    assert re.fullmatch(told, failure.value.message)
+    assert read_bytes(folder / "checkpoints") == before
+
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(JobFailed, match="; there is no finite checkpoint$"):
+        run_engine(folder)
+
+
+def read_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def change_setting(folder: Path, name: str, value: Any) -> None:
+    order = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    order["spec"]["training"][name] = value
+    (folder / "job.json").write_text(json.dumps(order), encoding="utf-8")
+
+
 @pytest.mark.parametrize("with_validation", [True, False])
 def test_a_model_that_answers_nan_is_not_called_completed(
     qwen2_folder: Path, training_job: Job, with_validation: bool

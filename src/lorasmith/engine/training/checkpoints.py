@@ -89,6 +89,24 @@ def save_checkpoint(
     return target
 
 
+def not_finite(model: PeftModel, optimizer: Optimizer) -> str | None:
+    """The first trained tensor whose weights or optimizer state hold a value that is not finite, or None."""
+    for name, parameter in trainable(model).items():
+        tensors = {"weights": parameter, **optimizer.state[parameter]}
+        for key, value in tensors.items():
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():  # GPU sync: once per tensor and save
+                return f"the {key} of {name}"
+    return None
+
+
+def newest_finite(job: Path) -> Path | None:
+    """The newest whole checkpoint whose values are all finite."""
+    for folder in reversed(whole_checkpoints(job)):
+        if all(torch.isfinite(value).all() for value in load_file(folder / "state.safetensors").values()):
+            return folder
+    return None
+
+
 def check_room(job: Path, model: PeftModel, keep: int, saves: int) -> None:
     """Raise `DiskFull` before the first step where the checkpoints of the run would not fit.
 

@@ -15,6 +15,7 @@ from lorasmith.errors import JobFailed
 
 SPIKE = 100.0  # times the median gradient norm of the steps before
 REMEMBERED_NORMS = 50
+LOWER_RATE = "lower --set training.learning_rate, or look at those rows with `lorasmith data preview`"
 LEAST_NORMS = 10  # before that, the first steps of a run are not yet a measure
 
 
@@ -56,7 +57,7 @@ def check_end(step: int, validation_loss: float | None, left_out: str | None) ->
     raise JobFailed(
         f"{text}; {left_out}" if left_out else text,
         code="non_finite",
-        hint="lower --set training.learning_rate, or look at the rows with `lorasmith data preview`",
+        hint=LOWER_RATE,
     )
 
 

@@ -22,6 +22,8 @@ from lorasmith.engine.training.checkpoints import (
     Progress,
     check_room,
     checkpoint_folder,
+    newest_finite,
+    not_finite,
     remove_old_best,
     save_best,
     save_checkpoint,
@@ -30,7 +32,7 @@ from lorasmith.engine.training.checkpoints import (
 from lorasmith.engine.training.choices import MICRO_BATCH, Choices
 from lorasmith.engine.training.computation import Computation
 from lorasmith.engine.training.devices import Devices
-from lorasmith.engine.training.guards import REMEMBERED_NORMS, suspects, trouble
+from lorasmith.engine.training.guards import LOWER_RATE, REMEMBERED_NORMS, suspects, trouble
 from lorasmith.engine.training.memory import shrink_after_kill, summed
 from lorasmith.engine.training.optimizers import set_rate
 from lorasmith.engine.training.schedule import evaluations_since_best, interval, learning_rate, warmup_length
@@ -116,10 +118,30 @@ def train(run: TrainingRun, report: Reporter) -> bool:
 
 
 def save(run: TrainingRun) -> Path:
+    """Write a checkpoint; raises `JobFailed` and leaves those that are there when a value in it would not be finite.
+
+    No later step mends such a value, so the run need not go on.
+    """
+    progress = run.progress
+    if broken := not_finite(run.model, run.optimizer):
+        rows = [run.train[index].row for index in run.plan.row_indices(progress.step - 1)]
+        raise JobFailed(
+            f"after step {progress.step} {broken} are not finite; {progress.left_out or f'its rows {rows}'}; "
+            f"{last_finite(run)}",
+            code="non_finite",
+            hint=LOWER_RATE,
+        )
     if run.devices.first:
         save_checkpoint(run.job, run.model, run.optimizer, run.progress, run.settings.keep_checkpoints, run.initial)
         remove_old_best(run.job)
     return checkpoint_folder(run.job, run.progress.step)
+
+
+def last_finite(run: TrainingRun) -> str:
+    folder = newest_finite(run.job)
+    if folder is None:
+        return "there is no finite checkpoint"
+    return f"the last finite adapter is in {folder.relative_to(run.job)}"
 
 
 def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
@@ -191,12 +213,15 @@ def skip(run: TrainingRun, report: Reporter, reason: str, rows: list[int]) -> No
     step = run.progress.step + 1
     run.progress.left_out = f"step {step} is left out: {reason}; rows {rows}"
     if run.progress.skipped > run.settings.max_skipped_steps:
-        folder = save(run)
+        if not_finite(run.model, run.optimizer):
+            kept = last_finite(run)
+        else:
+            kept = f"the adapter as it was before is in {save(run).relative_to(run.job)}"
         raise JobFailed(
             f"step {step} cannot be taken: {reason}; {run.settings.max_skipped_steps} steps were left out before it; "
-            f"rows {rows}; the adapter as it was before is in {folder.relative_to(run.job)}",
+            f"rows {rows}; {kept}",
             code="non_finite",
-            hint="lower --set training.learning_rate, or look at those rows with `lorasmith data preview`",
+            hint=LOWER_RATE,
         )
     report("warning", text=run.progress.left_out)
 
