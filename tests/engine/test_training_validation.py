@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,13 +18,14 @@ from lorasmith.engine.models.loading import load_adapter, load_model, load_token
 from lorasmith.engine.training.batches import pad_batch
 from lorasmith.engine.training.checkpoints import best_folder, load_progress, whole_checkpoints
 from lorasmith.engine.training.computation import PackedComputation
-from lorasmith.errors import InvalidSpec
+from lorasmith.errors import Interrupted, InvalidSpec
 from tests.engine.small_jobs import (
     assert_same_bits,
     counting_examples,
     events,
     run_engine,
     stop_and_resume,
+    stop_at_step,
     weights,
 )
 
@@ -103,6 +105,52 @@ def test_a_run_that_goes_on_from_an_old_checkpoint_still_has_its_best_weights(
     kept = load_file(best_folder(folder, best[0]) / "weights.safetensors")
     for name, tensor in weights(folder).items():
         assert torch.equal(tensor, kept[name.replace(".weight", ".default.weight")]), name
+
+
+def flipped(folder: Path) -> str:
+    stored = bytearray((folder / "weights.safetensors").read_bytes())
+    stored[-1] ^= 1
+    (folder / "weights.safetensors").write_bytes(stored)
+    return f"{folder} is damaged: weights.safetensors does not match its checksum"
+
+
+def removed(folder: Path) -> str:
+    shutil.rmtree(folder.parent)
+    return f"{folder} is missing"
+
+
+@pytest.mark.parametrize("harm", [flipped, removed])
+@pytest.mark.parametrize("stop", [15, 16, None])  # at 16 a validation is due, which the stop leaves out
+def test_where_the_best_weights_are_damaged_the_next_validation_is_the_best(
+    qwen2_folder: Path,
+    training_job: Job,
+    harm: Callable[[Path], str],
+    stop: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = training_job(qwen2_folder, keep_best=True, learning_rate=0.1, num_epochs=4, eval_every=2)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+        if stop:
+            stop_at_step(stop, patched)
+        run_engine(folder)
+    progress = load_progress(whole_checkpoints(folder)[-1])
+    assert progress.best is not None
+    step, loss = progress.best
+    last = progress.validation[-1][0]
+    assert step <= last == (14 if stop else 24)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)  # as after a crash between the last step and the result
+    damage = harm(best_folder(folder, step))
+    result = run_engine(folder)
+    assert [event["text"] for event in events(folder, "warning")] == [
+        f"{damage}; the weights of step {step}, the best so far with a validation loss of {loss:.4f}, are lost: the adapter "
+        f"will be the best of the validations after step {last}, or that of the last step"
+    ]
+    losses = dict(load_progress(whole_checkpoints(folder)[-1]).validation)
+    after = {step: loss for step, loss in losses.items() if step > last} or {24: losses[24]}
+    assert result["adapter_step"] == min(after, key=lambda step: after[step])
+    assert result["validation_loss"] == min(after.values())
+    # float32, in another order than in training
+    assert validation_loss(qwen2_folder, folder / "adapter") == pytest.approx(min(after.values()), abs=1e-4)
 
 
 @pytest.mark.parametrize("setting", [{"early_stopping_patience": 2}, {"keep_best": True}])

@@ -49,11 +49,12 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    best_lost_until: int = 0  # a step: the weights of the best validation up to it are damaged or gone
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and loss of the best validation of a trained adapter; before step 1 it is still the base model."""
-        return best_evaluation([(step, loss) for step, loss in self.validation if step > 0])
+        """Step and loss of the best validation whose weights can be had; before step 1 it is still the base model."""
+        return best_evaluation([(step, loss) for step, loss in self.validation if step > self.best_lost_until])
 
 
 def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -212,6 +213,23 @@ def save_best(job: Path, model: PeftModel, step: int) -> None:
             {name: parameter.detach().contiguous() for name, parameter in trainable(model).items()},
             folder / "weights.safetensors",
         )
+
+
+def forget_damaged_best(job: Path, progress: Progress, report: Reporter) -> None:
+    """Where the weights of the best validation so far are damaged or gone, say so and let the next one be the best."""
+    if progress.best is None:
+        return
+    step, loss = progress.best
+    folder = best_folder(job, step)
+    damage = damage_of(folder) if folder.is_dir() else f"{folder} is missing"
+    if damage is None:
+        return
+    progress.best_lost_until = progress.validation[-1][0]
+    report(
+        "warning",
+        text=f"{damage}; the weights of step {step}, the best so far with a validation loss of {loss:.4f}, are lost: the "
+        f"adapter will be the best of the validations after step {progress.best_lost_until}, or that of the last step",
+    )
 
 
 def load_best(job: Path, model: PeftModel, step: int) -> None:

@@ -23,7 +23,14 @@ from lorasmith.engine.models.precision import DTYPES, Precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
-from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
+from lorasmith.engine.training.checkpoints import (
+    Progress,
+    forget_damaged_best,
+    load_best,
+    load_checkpoint,
+    newest_checkpoint,
+    trainable,
+)
 from lorasmith.engine.training.choices import (
     PREFIX,
     Choices,
@@ -145,6 +152,8 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
         checkpoint = newest_checkpoint(folder, report)
     if checkpoint is not None:
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
+        if spec.training.keep_best:
+            forget_damaged_best(folder, training.progress, report)
         fault_point("train.resumed")
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
 
