@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from lorasmith.engine.data.rendering import render_example
 from lorasmith.engine.models.loading import load_adapter, load_model, load_tokenizer
+from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.batches import pad_batch
 from lorasmith.engine.training.checkpoints import best_folder, load_progress, whole_checkpoints
 from lorasmith.engine.training.computation import PackedComputation
@@ -86,6 +88,34 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(
     run_engine(whole)
     stop_and_resume(stopped, monkeypatch)
     assert events(stopped, "evaluation") == events(whole, "evaluation")
+    assert_same_bits(whole, stopped)
+
+
+def test_a_stop_at_the_step_that_ends_a_run_early_loses_none_of_its_measurements(
+    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"early_stopping_patience": 1, "learning_rate": 3.0, "eval_every": 3, "log_every": 2, "num_epochs": 8}
+    whole, stopped = training_job(qwen2_folder, "whole", **settings), training_job(qwen2_folder, "stopped", **settings)
+    expected = run_engine(whole)
+    assert (expected["total_steps"], expected["stopped_early"]) == (3, True)
+
+    class StopsAtTheEnd(Reporter):
+        def poll(self) -> bool:
+            self.polls = getattr(self, "polls", 0) + 1  # once a step
+            self.stop_requested = self.polls == 3
+            return False
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="stopped after step 3"):
+        patched.setattr("tests.engine.small_jobs.Reporter", StopsAtTheEnd)
+        run_engine(stopped)
+    resumed = run_engine(stopped)
+    assert {**resumed, **dict.fromkeys(MEASURED)} == {**expected, **dict.fromkeys(MEASURED)}
+    timed = dict.fromkeys(("tokens_per_s", "eta_s"))
+    for kind in ("step", "evaluation"):
+        first, second = ([{**event, **timed} for event in events(folder, kind)] for folder in (whole, stopped))
+        assert first == second
+    one, other = (load_progress(whole_checkpoints(folder)[-1]) for folder in (whole, stopped))
+    assert replace(one, seconds=0.0) == replace(other, seconds=0.0)
     assert_same_bits(whole, stopped)
 
 

@@ -49,6 +49,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    gradient_norm: float = 0.0  # of the last step, taken or left out
     best_lost_until: int = 0  # a step: the weights of the best validation up to it are damaged or gone
 
     @property

@@ -80,25 +80,28 @@ def train(run: TrainingRun, report: Reporter) -> bool:
     warmup = warmup_length(settings.warmup_steps, settings.warmup_ratio, plan.total_steps)
     if settings.warmup_steps and warmup < settings.warmup_steps:
         report("note", text=f"warm-up is {warmup} steps, a tenth of the run, instead of {settings.warmup_steps}")
-    if progress.step % eval_every == 0 and progress.step not in dict(progress.validation):
-        validate(run, report)  # before the first step, or what a stop left out
-    began = time.perf_counter() - progress.seconds
+
+    def rate_of(step: int) -> float:
+        return learning_rate(
+            step, peak=settings.learning_rate, warmup=warmup, total=plan.total_steps, kind=settings.lr_scheduler
+        )
+
     with SummaryWriter(str(run.job / "tb")) if run.devices.first else nullcontext() as board:
+        if progress.step % eval_every == 0 and progress.step not in dict(progress.validation):
+            validate(run, report, board)  # before the first step, or what a stop left out
+            if progress.step and run.finished():  # by early stopping, which the stop was ahead of
+                log_step(run, report, board, rate_of(progress.step - 1))
+                save_and_report(run, report)
+        began = time.perf_counter() - progress.seconds
         while not run.finished():
-            rate = learning_rate(
-                progress.step,
-                peak=settings.learning_rate,
-                warmup=warmup,
-                total=plan.total_steps,
-                kind=settings.lr_scheduler,
-            )
-            gradient_norm = optimizer_step(run, report, rate)
+            rate = rate_of(progress.step)
+            progress.gradient_norm = optimizer_step(run, report, rate)
             progress.step += 1
             progress.seconds = time.perf_counter() - began
             fault_point("train.step")
             last = progress.step == plan.total_steps
             if progress.step % log_every == 0 or last:
-                log_step(run, report, board, rate, gradient_norm)
+                log_step(run, report, board, rate)
             save_now, stop_requested = run.devices.agree((report.poll(), report.stop_requested))
             stopping = stop_requested and not last
             if (progress.step % eval_every == 0 or last) and not stopping:
@@ -107,14 +110,18 @@ def train(run: TrainingRun, report: Reporter) -> bool:
                 began += time.perf_counter() - paused  # validation is not training time
                 if run.finished() and not last:
                     last = True
-                    log_step(run, report, board, rate, gradient_norm)
+                    log_step(run, report, board, rate)
             if progress.step % save_every == 0 or last or stopping or save_now:
-                folder = save(run)
-                fault_point("train.saved")
-                report("checkpoint", step=progress.step, folder=str(folder.relative_to(run.job)))
+                save_and_report(run, report)
             if stopping:
                 return False
     return True
+
+
+def save_and_report(run: TrainingRun, report: Reporter) -> None:
+    folder = save(run)
+    fault_point("train.saved")
+    report("checkpoint", step=run.progress.step, folder=str(folder.relative_to(run.job)))
 
 
 def save(run: TrainingRun) -> Path:
@@ -226,9 +233,7 @@ def skip(run: TrainingRun, report: Reporter, reason: str, rows: list[int]) -> No
     report("warning", text=run.progress.left_out)
 
 
-def log_step(
-    run: TrainingRun, report: Reporter, board: SummaryWriter | None, rate: float, gradient_norm: float
-) -> None:
+def log_step(run: TrainingRun, report: Reporter, board: SummaryWriter | None, rate: float) -> None:
     progress, plan = run.progress, run.plan
     if not progress.interval_tokens:
         return  # every step of the interval was left out
@@ -243,7 +248,7 @@ def log_step(
         epoch=round(progress.step / plan.steps_per_epoch, 3),
         loss=loss,
         learning_rate=rate,
-        grad_norm=gradient_norm,
+        grad_norm=progress.gradient_norm,
         tokens_per_s=tokens_per_s,
         eta_s=(plan.total_steps - progress.step) * progress.seconds / progress.step,
     )
@@ -251,7 +256,7 @@ def log_step(
         return
     board.add_scalar("train/loss", loss, progress.step)
     board.add_scalar("train/learning_rate", rate, progress.step)
-    board.add_scalar("train/grad_norm", gradient_norm, progress.step)
+    board.add_scalar("train/grad_norm", progress.gradient_norm, progress.step)
     board.add_scalar("train/tokens_per_s", tokens_per_s, progress.step)
 
 
