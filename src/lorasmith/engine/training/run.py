@@ -116,7 +116,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     torch.manual_seed(spec.training.seed)
     lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
     with devices.first_before_others():
-        model, initial = adapted(base, lora, folder)
+        model, initial = adapted(base, lora, folder, report)
     if initial and precision == "bf16" and not quantized:
         report("note", text=f"init {lora.init} in bf16: the base is rounded once more while training; fp32 is exact")
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -217,7 +217,7 @@ def held_note(
 
 
 def adapted(
-    base: transformers.PreTrainedModel, lora: LoRAConfig, folder: Path
+    base: transformers.PreTrainedModel, lora: LoRAConfig, folder: Path, report: Reporter
 ) -> tuple[PeftModel, dict[str, torch.Tensor]]:
     """The model with a fresh adapter, whatever trains in fp32; and what the base lent to it at the start."""
     base.requires_grad_(False)
@@ -226,7 +226,7 @@ def adapted(
     assert isinstance(model, PeftModel)
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()  # modules_to_save are copies in the dtype of the base
-    return model, start(model, lora.init, folder, loftq_iterations=lora.loftq_iterations)
+    return model, start(model, lora.init, folder, report, loftq_iterations=lora.loftq_iterations)
 
 
 def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart | None) -> None:
