@@ -20,7 +20,7 @@ from lorasmith.engine.lora.quantized import AS_STORED, Quantization, quantize
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.models.families import pack_weights, read_decoder
 from lorasmith.engine.models.loading import load_model
-from lorasmith.engine.reporting import Reporter
+from lorasmith.engine.reporting import Reporter, SilentReporter
 from lorasmith.engine.training.computation import PackedComputation
 from lorasmith.engine.training.estimation.memory import (
     Process,
@@ -50,7 +50,7 @@ from tests.engine.small_jobs import run_engine, tie_ends
 
 def test_weights_and_trained_elements_are_those_of_the_loaded_model(shaped: Shaped, qwen2_folder: Path) -> None:
     shape = shaped()
-    model, _ = adapted(load_model(qwen2_folder), shape.lora, qwen2_folder)
+    model, _ = adapted(load_model(qwen2_folder), shape.lora, qwen2_folder, SilentReporter(qwen2_folder))
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     assert shape.trained_elements == sum(count for count, trains in sizes if trains)
     assert shape.weight_bytes == 4 * sum(count for count, trains in sizes if not trains)
@@ -67,7 +67,7 @@ def test_mapped_weights_are_counted_once_and_what_is_joined_twice(shaped: Shaped
 def test_packing_is_counted_as_the_packed_model_has_it(shaped: Shaped, qwen2_folder: Path) -> None:
     shape = shaped()
     shape.step_bytes, shape.memory = 0, "fast"
-    model, _ = adapted(load_model(qwen2_folder), shape.lora, qwen2_folder)
+    model, _ = adapted(load_model(qwen2_folder), shape.lora, qwen2_folder, SilentReporter(qwen2_folder))
     decoder = read_decoder(model)
     pack_weights(decoder, model)
     matrices = [*(group.weight for group in decoder.groups), decoder.head]
@@ -80,7 +80,12 @@ def test_a_quantised_base_is_as_large_as_the_loaded_one(
     shaped: Shaped, qwen2_folder: Path, name: Any, double: bool
 ) -> None:
     shape = shaped(quantization=name, double_quantization=double)
-    model, _ = adapted(load_model(qwen2_folder, quantization=shape.quantization), shape.lora, qwen2_folder)
+    model, _ = adapted(
+        load_model(qwen2_folder, quantization=shape.quantization),
+        shape.lora,
+        qwen2_folder,
+        SilentReporter(qwen2_folder),
+    )
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     assert shape.memory == "lean"
     assert shape.weight_bytes == sum(parameter.nbytes for parameter in frozen) + quantized_bytes(model)
@@ -190,7 +195,7 @@ def test_a_rehearsed_step_has_the_workspace_of_the_real_one(
     spec, found_material = material(folder, **({} if settings == "half" else settings))
     shape = shape_run(found_material, spec)
     assert (shape.quantization == AS_STORED) == (settings == "half")
-    model, _ = adapted(load_model(folder, quantization=shape.quantization), shape.lora, folder)
+    model, _ = adapted(load_model(folder, quantization=shape.quantization), shape.lora, folder, SilentReporter(folder))
     decoder = read_decoder(model)
     if shape.memory == "fast":
         pack_weights(decoder, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.models.loading import load_adapter, load_model
-from lorasmith.engine.reporting import Reporter
+from lorasmith.engine.reporting import Reporter, SilentReporter
 from lorasmith.engine.training import run as run_module
 from lorasmith.engine.training.checkpoints import whole_checkpoints
 from lorasmith.engine.training.initial import olora, pissa, start
@@ -103,7 +104,7 @@ def test_a_moved_start_is_pefts(qwen2_folder: Path, tmp_path: Path, init: Any) -
     config.init = "default"
     ours = get_peft_model(load_model(qwen2_folder), config.to_peft_config())
     assert isinstance(ours, PeftModel)
-    start(ours, init, tmp_path)
+    start(ours, init, tmp_path, SilentReporter(tmp_path))
     expected = dict(reference.named_parameters())
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter, expected[name], atol=1e-6, rtol=0)  # float32, 64 terms
@@ -138,6 +139,58 @@ def test_a_variant_resumes_bit_for_bit(
     monkeypatch.setattr("lorasmith.engine.training.initial.factors", None)  # kept, so not computed again
     run_engine(stopped)
     assert_same_bits(whole, stopped)
+
+
+def with_a_flipped_bit(file: Path) -> str:
+    stored = bytearray(file.read_bytes())
+    stored[-2] ^= 0x10  # in the last value, so that it is still a number
+    file.write_bytes(stored)
+    return f"{file} is damaged: it does not match its checksum; {AGAIN}, with the same bytes as at the beginning"
+
+
+def truncated(file: Path) -> str:
+    os.truncate(file, 5000)
+    return f"{file} is damaged: it does not match its checksum; {AGAIN}, with the same bytes as at the beginning"
+
+
+def without_its_checksum(file: Path) -> str:
+    with_a_flipped_bit(file)
+    file.with_suffix(".sha256").unlink()
+    return f"{file.with_suffix('.sha256')} is missing; {AGAIN}, and may be rounded otherwise than at the beginning"
+
+
+AGAIN = "the first A and B are computed again from the base"
+
+
+@pytest.mark.parametrize(
+    ("init", "quantization", "harm"),
+    [
+        ("pissa", None, with_a_flipped_bit),
+        ("pissa", None, truncated),
+        ("olora", None, without_its_checksum),
+        ("loftq", "nf4", with_a_flipped_bit),
+    ],
+)
+def test_a_damaged_start_is_named_and_computed_again(
+    qwen2_folder: Path,
+    training_job: Job,
+    init: str,
+    quantization: str | None,
+    harm: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"lora": {**LORA, "init": init}, "max_steps": 8, "quantization": quantization}
+    whole, hurt = training_job(qwen2_folder, "whole", **settings), training_job(qwen2_folder, "hurt", **settings)
+    run_engine(whole)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_at_step(5, patched)
+        run_engine(hurt)
+    before = (hurt / "initial.safetensors").read_bytes()
+    warning = harm(hurt / "initial.safetensors")
+    run_engine(hurt)
+    assert [event["text"] for event in events(hurt, "warning")] == [warning]
+    assert (hurt / "initial.safetensors").read_bytes() == before
+    assert_same_bits(whole, hurt)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.lora.quantized import Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.loading import load_adapter, load_model, other_precision
-from lorasmith.engine.reporting import Reporter
+from lorasmith.engine.reporting import Reporter, SilentReporter
 from lorasmith.engine.training import run as run_module
 from lorasmith.engine.training.loop import TrainingRun, train
 from lorasmith.errors import Interrupted, InvalidSpec
@@ -131,7 +131,7 @@ def test_loftq_begins_nearer_to_the_full_model_than_a_plain_start(qwen2_folder: 
     for init in ("default", "loftq"):
         base = load_model(qwen2_folder, torch.float32, Quantization("nf4"))
         config = fit(LoRAConfig(r=16, alpha=32, dropout=0.0, target_modules="all", init=init), base)  # type: ignore[arg-type]
-        model, initial = run_module.adapted(base, config, tmp_path)
+        model, initial = run_module.adapted(base, config, tmp_path, SilentReporter(tmp_path))
         assert bool(initial) == (init == "loftq")
         distances.append((model.eval()(IDS).logits.detach() - full).norm())
     assert distances[1] < 0.8 * distances[0]

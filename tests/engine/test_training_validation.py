@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,18 @@ from safetensors.torch import load_file
 
 from lorasmith.engine.data.rendering import render_example
 from lorasmith.engine.models.loading import load_adapter, load_model, load_tokenizer
+from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.batches import pad_batch
 from lorasmith.engine.training.checkpoints import best_folder, load_progress, whole_checkpoints
 from lorasmith.engine.training.computation import PackedComputation
-from lorasmith.errors import InvalidSpec
+from lorasmith.errors import Interrupted, InvalidSpec
 from tests.engine.small_jobs import (
     assert_same_bits,
     counting_examples,
     events,
     run_engine,
     stop_and_resume,
+    stop_at_step,
     weights,
 )
 
@@ -87,6 +91,34 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(
     assert_same_bits(whole, stopped)
 
 
+def test_a_stop_at_the_step_that_ends_a_run_early_loses_none_of_its_measurements(
+    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"early_stopping_patience": 1, "learning_rate": 3.0, "eval_every": 3, "log_every": 2, "num_epochs": 8}
+    whole, stopped = training_job(qwen2_folder, "whole", **settings), training_job(qwen2_folder, "stopped", **settings)
+    expected = run_engine(whole)
+    assert (expected["total_steps"], expected["stopped_early"]) == (3, True)
+
+    class StopsAtTheEnd(Reporter):
+        def poll(self) -> bool:
+            self.polls = getattr(self, "polls", 0) + 1  # once a step
+            self.stop_requested = self.polls == 3
+            return False
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match="stopped after step 3"):
+        patched.setattr("tests.engine.small_jobs.Reporter", StopsAtTheEnd)
+        run_engine(stopped)
+    resumed = run_engine(stopped)
+    assert {**resumed, **dict.fromkeys(MEASURED)} == {**expected, **dict.fromkeys(MEASURED)}
+    timed = dict.fromkeys(("tokens_per_s", "eta_s"))
+    for kind in ("step", "evaluation"):
+        first, second = ([{**event, **timed} for event in events(folder, kind)] for folder in (whole, stopped))
+        assert first == second
+    one, other = (load_progress(whole_checkpoints(folder)[-1]) for folder in (whole, stopped))
+    assert replace(one, seconds=0.0) == replace(other, seconds=0.0)
+    assert_same_bits(whole, stopped)
+
+
 def test_a_run_that_goes_on_from_an_old_checkpoint_still_has_its_best_weights(
     qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +135,52 @@ def test_a_run_that_goes_on_from_an_old_checkpoint_still_has_its_best_weights(
     kept = load_file(best_folder(folder, best[0]) / "weights.safetensors")
     for name, tensor in weights(folder).items():
         assert torch.equal(tensor, kept[name.replace(".weight", ".default.weight")]), name
+
+
+def flipped(folder: Path) -> str:
+    stored = bytearray((folder / "weights.safetensors").read_bytes())
+    stored[-1] ^= 1
+    (folder / "weights.safetensors").write_bytes(stored)
+    return f"{folder} is damaged: weights.safetensors does not match its checksum"
+
+
+def removed(folder: Path) -> str:
+    shutil.rmtree(folder.parent)
+    return f"{folder} is missing"
+
+
+@pytest.mark.parametrize("harm", [flipped, removed])
+@pytest.mark.parametrize("stop", [15, 16, None])  # at 16 a validation is due, which the stop leaves out
+def test_where_the_best_weights_are_damaged_the_next_validation_is_the_best(
+    qwen2_folder: Path,
+    training_job: Job,
+    harm: Callable[[Path], str],
+    stop: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = training_job(qwen2_folder, keep_best=True, learning_rate=0.1, num_epochs=4, eval_every=2)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+        if stop:
+            stop_at_step(stop, patched)
+        run_engine(folder)
+    progress = load_progress(whole_checkpoints(folder)[-1])
+    assert progress.best is not None
+    step, loss = progress.best
+    last = progress.validation[-1][0]
+    assert step <= last == (14 if stop else 24)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)  # as after a crash between the last step and the result
+    damage = harm(best_folder(folder, step))
+    result = run_engine(folder)
+    assert [event["text"] for event in events(folder, "warning")] == [
+        f"{damage}; the weights of step {step}, the best so far with a validation loss of {loss:.4f}, are lost: the adapter "
+        f"will be the best of the validations after step {last}, or that of the last step"
+    ]
+    losses = dict(load_progress(whole_checkpoints(folder)[-1]).validation)
+    after = {step: loss for step, loss in losses.items() if step > last} or {24: losses[24]}
+    assert result["adapter_step"] == min(after, key=lambda step: after[step])
+    assert result["validation_loss"] == min(after.values())
+    # float32, in another order than in training
+    assert validation_loss(qwen2_folder, folder / "adapter") == pytest.approx(min(after.values()), abs=1e-4)
 
 
 @pytest.mark.parametrize("setting", [{"early_stopping_patience": 2}, {"keep_best": True}])

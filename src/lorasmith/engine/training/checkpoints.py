@@ -44,15 +44,18 @@ class Progress:
     interval_nats: float = 0.0
     interval_tokens: int = 0
     skipped: int = 0
+    left_out: str | None = None  # the last step, its reason and rows, when no step was taken since
     first_loss: float | None = None
     losses: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    gradient_norm: float = 0.0  # of the last step, taken or left out
+    best_lost_until: int = 0  # a step: the weights of the best validation up to it are damaged or gone
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and loss of the best validation of a trained adapter; before step 1 it is still the base model."""
-        return best_evaluation([(step, loss) for step, loss in self.validation if step > 0])
+        """Step and loss of the best validation whose weights can be had; before step 1 it is still the base model."""
+        return best_evaluation([(step, loss) for step, loss in self.validation if step > self.best_lost_until])
 
 
 def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -86,6 +89,24 @@ def save_checkpoint(
         fault_point("train.retiring")
         shutil.rmtree(old)
     return target
+
+
+def not_finite(model: PeftModel, optimizer: Optimizer) -> str | None:
+    """The first trained tensor whose weights or optimizer state hold a value that is not finite, or None."""
+    for name, parameter in trainable(model).items():
+        tensors = {"weights": parameter, **optimizer.state[parameter]}
+        for key, value in tensors.items():
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():  # GPU sync: once per tensor and save
+                return f"the {key} of {name}"
+    return None
+
+
+def newest_finite(job: Path) -> Path | None:
+    """The newest whole checkpoint whose values are all finite."""
+    for folder in reversed(whole_checkpoints(job)):
+        if all(torch.isfinite(value).all() for value in load_file(folder / "state.safetensors").values()):
+            return folder
+    return None
 
 
 def check_room(job: Path, model: PeftModel, keep: int, saves: int) -> None:
@@ -193,6 +214,23 @@ def save_best(job: Path, model: PeftModel, step: int) -> None:
             {name: parameter.detach().contiguous() for name, parameter in trainable(model).items()},
             folder / "weights.safetensors",
         )
+
+
+def forget_damaged_best(job: Path, progress: Progress, report: Reporter) -> None:
+    """Where the weights of the best validation so far are damaged or gone, say so and let the next one be the best."""
+    if progress.best is None:
+        return
+    step, loss = progress.best
+    folder = best_folder(job, step)
+    damage = damage_of(folder) if folder.is_dir() else f"{folder} is missing"
+    if damage is None:
+        return
+    progress.best_lost_until = progress.validation[-1][0]
+    report(
+        "warning",
+        text=f"{damage}; the weights of step {step}, the best so far with a validation loss of {loss:.4f}, are lost: the "
+        f"adapter will be the best of the validations after step {progress.best_lost_until}, or that of the last step",
+    )
 
 
 def load_best(job: Path, model: PeftModel, step: int) -> None:

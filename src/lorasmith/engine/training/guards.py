@@ -15,6 +15,7 @@ from lorasmith.errors import JobFailed
 
 SPIKE = 100.0  # times the median gradient norm of the steps before
 REMEMBERED_NORMS = 50
+LOWER_RATE = "lower --set training.learning_rate, or look at those rows with `lorasmith data preview`"
 LEAST_NORMS = 10  # before that, the first steps of a run are not yet a measure
 
 
@@ -39,6 +40,25 @@ def suspects(computation: Computation, indices: Sequence[int], rows: Sequence[Re
     """Row numbers of the dataset whose own loss is not finite; all of the step's where no single one is to blame."""
     found = [rows[index].row for index in indices if not math.isfinite(computation.loss([index], rows))]
     return found or [rows[index].row for index in indices]
+
+
+def check_end(step: int, validation_loss: float | None, left_out: str | None) -> None:
+    """Raise `JobFailed` where the adapter of step `step` answers with values that are not finite, or may do so.
+
+    A finite validation loss is the proof. Without one, a last step that was left out says that it may: nothing was learned
+    since, and weights that are too large look like rows that are to blame.
+    """
+    if validation_loss is not None and not math.isfinite(validation_loss):
+        text = f"the validation loss after step {step} is {validation_loss}"
+    elif validation_loss is None and left_out:
+        text = "the run ends with a step that was left out, and no validation says that the adapter still works"
+    else:
+        return
+    raise JobFailed(
+        f"{text}; {left_out}" if left_out else text,
+        code="non_finite",
+        hint=LOWER_RATE,
+    )
 
 
 def check_result(weights: dict[str, Tensor]) -> None:

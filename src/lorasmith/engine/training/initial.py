@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 
 from lorasmith.engine.lora.quantized import Quantization, quantize
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.loading import ADAPTER_WEIGHTS
-from lorasmith.files import write_bytes
+from lorasmith.engine.reporting import Reporter
+from lorasmith.files import sha256_bytes, write_bytes, write_text
 from lorasmith.schemas.training import InitialWeights
 
-FILE = "initial.safetensors"
+FILE, CHECKSUM = "initial.safetensors", "initial.sha256"  # in the job folder
 TAKEN_OUT = "taken_out."  # before the names of factors that left the base instead of A0 and B0
 EXACT_UP_TO = 1024  # of the smaller side; above, PEFT's randomised decomposition: seconds instead of minutes a matrix
 POWER_ITERATIONS = 16
@@ -73,16 +74,16 @@ def moves_weight(init: InitialWeights) -> bool:
     return init in FACTORS or init == "loftq"
 
 
-def start(model: PeftModel, init: InitialWeights, job: Path, *, loftq_iterations: int = 1) -> dict[str, Tensor]:
+def start(
+    model: PeftModel, init: InitialWeights, job: Path, report: Reporter, *, loftq_iterations: int = 1
+) -> dict[str, Tensor]:
     """Put A0 and B0 into a fresh adapter and take them out of the base; returns them by their names in a PEFT file.
 
     They are computed once and kept in the job folder, so that a resumed run starts from the same bits.
     """
     if not moves_weight(init):
         return {}
-    if not (job / FILE).exists():
-        write_bytes(job / FILE, save(factors(model, init, loftq_iterations)))
-    stored = load_file(job / FILE)
+    stored = kept_factors(model, init, job, report, loftq_iterations)
     with torch.no_grad():
         for name, layer in lora_layers(model):
             names = [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
@@ -97,6 +98,29 @@ def start(model: PeftModel, init: InitialWeights, job: Path, *, loftq_iterations
             else:
                 base.weight = nn.Parameter(rest.to(base.weight.dtype), requires_grad=False)  # a tied embedding stays
     return {name: tensor for name, tensor in stored.items() if not name.startswith(TAKEN_OUT)}
+
+
+def kept_factors(
+    model: PeftModel, init: InitialWeights, job: Path, report: Reporter, loftq_iterations: int
+) -> dict[str, Tensor]:
+    """What `factors` made when the run began; made again, with a warning, where its bytes have changed since."""
+    file, checksum = job / FILE, job / CHECKSUM
+    expected = checksum.read_text(encoding="utf-8").strip() if checksum.is_file() else None
+    kept = file.read_bytes() if file.is_file() else None
+    if kept is not None and sha256_bytes(kept) == expected:
+        return load(kept)
+    made = save(factors(model, init, loftq_iterations))
+    if kept is not None and kept != made:
+        damage = f"{file} is damaged: it does not match its checksum" if expected else f"{checksum} is missing"
+        same = (
+            "with the same bytes as at the beginning"
+            if sha256_bytes(made) == expected
+            else "and may be rounded otherwise than at the beginning"
+        )
+        report("warning", text=f"{damage}; the first A and B are computed again from the base, {same}")
+    write_text(checksum, sha256_bytes(made))  # first, so that a crash leaves no file without one
+    write_bytes(file, made)
+    return load(made)
 
 
 @torch.no_grad()

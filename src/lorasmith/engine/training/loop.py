@@ -22,6 +22,8 @@ from lorasmith.engine.training.checkpoints import (
     Progress,
     check_room,
     checkpoint_folder,
+    newest_finite,
+    not_finite,
     remove_old_best,
     save_best,
     save_checkpoint,
@@ -30,7 +32,7 @@ from lorasmith.engine.training.checkpoints import (
 from lorasmith.engine.training.choices import MICRO_BATCH, Choices
 from lorasmith.engine.training.computation import Computation
 from lorasmith.engine.training.devices import Devices
-from lorasmith.engine.training.guards import REMEMBERED_NORMS, suspects, trouble
+from lorasmith.engine.training.guards import LOWER_RATE, REMEMBERED_NORMS, suspects, trouble
 from lorasmith.engine.training.memory import shrink_after_kill, summed
 from lorasmith.engine.training.optimizers import set_rate
 from lorasmith.engine.training.schedule import evaluations_since_best, interval, learning_rate, warmup_length
@@ -78,25 +80,28 @@ def train(run: TrainingRun, report: Reporter) -> bool:
     warmup = warmup_length(settings.warmup_steps, settings.warmup_ratio, plan.total_steps)
     if settings.warmup_steps and warmup < settings.warmup_steps:
         report("note", text=f"warm-up is {warmup} steps, a tenth of the run, instead of {settings.warmup_steps}")
-    if progress.step % eval_every == 0 and progress.step not in dict(progress.validation):
-        validate(run, report)  # before the first step, or what a stop left out
-    began = time.perf_counter() - progress.seconds
+
+    def rate_of(step: int) -> float:
+        return learning_rate(
+            step, peak=settings.learning_rate, warmup=warmup, total=plan.total_steps, kind=settings.lr_scheduler
+        )
+
     with SummaryWriter(str(run.job / "tb")) if run.devices.first else nullcontext() as board:
+        if progress.step % eval_every == 0 and progress.step not in dict(progress.validation):
+            validate(run, report, board)  # before the first step, or what a stop left out
+            if progress.step and run.finished():  # by early stopping, which the stop was ahead of
+                log_step(run, report, board, rate_of(progress.step - 1))
+                save_and_report(run, report)
+        began = time.perf_counter() - progress.seconds
         while not run.finished():
-            rate = learning_rate(
-                progress.step,
-                peak=settings.learning_rate,
-                warmup=warmup,
-                total=plan.total_steps,
-                kind=settings.lr_scheduler,
-            )
-            gradient_norm = optimizer_step(run, report, rate)
+            rate = rate_of(progress.step)
+            progress.gradient_norm = optimizer_step(run, report, rate)
             progress.step += 1
             progress.seconds = time.perf_counter() - began
             fault_point("train.step")
             last = progress.step == plan.total_steps
             if progress.step % log_every == 0 or last:
-                log_step(run, report, board, rate, gradient_norm)
+                log_step(run, report, board, rate)
             save_now, stop_requested = run.devices.agree((report.poll(), report.stop_requested))
             stopping = stop_requested and not last
             if (progress.step % eval_every == 0 or last) and not stopping:
@@ -105,21 +110,45 @@ def train(run: TrainingRun, report: Reporter) -> bool:
                 began += time.perf_counter() - paused  # validation is not training time
                 if run.finished() and not last:
                     last = True
-                    log_step(run, report, board, rate, gradient_norm)
+                    log_step(run, report, board, rate)
             if progress.step % save_every == 0 or last or stopping or save_now:
-                folder = save(run)
-                fault_point("train.saved")
-                report("checkpoint", step=progress.step, folder=str(folder.relative_to(run.job)))
+                save_and_report(run, report)
             if stopping:
                 return False
     return True
 
 
+def save_and_report(run: TrainingRun, report: Reporter) -> None:
+    folder = save(run)
+    fault_point("train.saved")
+    report("checkpoint", step=run.progress.step, folder=str(folder.relative_to(run.job)))
+
+
 def save(run: TrainingRun) -> Path:
+    """Write a checkpoint; raises `JobFailed` and leaves those that are there when a value in it would not be finite.
+
+    No later step mends such a value, so the run need not go on.
+    """
+    progress = run.progress
+    if broken := not_finite(run.model, run.optimizer):
+        rows = [run.train[index].row for index in run.plan.row_indices(progress.step - 1)]
+        raise JobFailed(
+            f"after step {progress.step} {broken} are not finite; {progress.left_out or f'its rows {rows}'}; "
+            f"{last_finite(run)}",
+            code="non_finite",
+            hint=LOWER_RATE,
+        )
     if run.devices.first:
         save_checkpoint(run.job, run.model, run.optimizer, run.progress, run.settings.keep_checkpoints, run.initial)
         remove_old_best(run.job)
     return checkpoint_folder(run.job, run.progress.step)
+
+
+def last_finite(run: TrainingRun) -> str:
+    folder = newest_finite(run.job)
+    if folder is None:
+        return "there is no finite checkpoint"
+    return f"the last finite adapter is in {folder.relative_to(run.job)}"
 
 
 def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
@@ -151,6 +180,7 @@ def optimizer_step(run: TrainingRun, report: Reporter, rate: float) -> float:
     reason = trouble(loss, norm, progress.norms, progress.first_loss)
     if reason is None:
         run.optimizer.step()
+        progress.left_out = None
         progress.norms = [*progress.norms, norm][-REMEMBERED_NORMS:]
         progress.interval_nats += total_nats
         progress.interval_tokens += trained_tokens
@@ -188,20 +218,22 @@ def skip(run: TrainingRun, report: Reporter, reason: str, rows: list[int]) -> No
     """Leave a step out and name its rows; raises `JobFailed`, with all saved, when it has happened too often."""
     run.progress.skipped += 1
     step = run.progress.step + 1
+    run.progress.left_out = f"step {step} is left out: {reason}; rows {rows}"
     if run.progress.skipped > run.settings.max_skipped_steps:
-        folder = save(run)
+        if not_finite(run.model, run.optimizer):
+            kept = last_finite(run)
+        else:
+            kept = f"the adapter as it was before is in {save(run).relative_to(run.job)}"
         raise JobFailed(
             f"step {step} cannot be taken: {reason}; {run.settings.max_skipped_steps} steps were left out before it; "
-            f"rows {rows}; the adapter as it was before is in {folder.relative_to(run.job)}",
+            f"rows {rows}; {kept}",
             code="non_finite",
-            hint="lower --set training.learning_rate, or look at those rows with `lorasmith data preview`",
+            hint=LOWER_RATE,
         )
-    report("warning", text=f"step {step} is left out: {reason}; rows {rows}")
+    report("warning", text=run.progress.left_out)
 
 
-def log_step(
-    run: TrainingRun, report: Reporter, board: SummaryWriter | None, rate: float, gradient_norm: float
-) -> None:
+def log_step(run: TrainingRun, report: Reporter, board: SummaryWriter | None, rate: float) -> None:
     progress, plan = run.progress, run.plan
     if not progress.interval_tokens:
         return  # every step of the interval was left out
@@ -216,7 +248,7 @@ def log_step(
         epoch=round(progress.step / plan.steps_per_epoch, 3),
         loss=loss,
         learning_rate=rate,
-        grad_norm=gradient_norm,
+        grad_norm=progress.gradient_norm,
         tokens_per_s=tokens_per_s,
         eta_s=(plan.total_steps - progress.step) * progress.seconds / progress.step,
     )
@@ -224,7 +256,7 @@ def log_step(
         return
     board.add_scalar("train/loss", loss, progress.step)
     board.add_scalar("train/learning_rate", rate, progress.step)
-    board.add_scalar("train/grad_norm", gradient_norm, progress.step)
+    board.add_scalar("train/grad_norm", progress.gradient_norm, progress.step)
     board.add_scalar("train/tokens_per_s", tokens_per_s, progress.step)
 
 

@@ -23,7 +23,14 @@ from lorasmith.engine.models.precision import DTYPES, Precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
 from lorasmith.engine.training.batches import plan_steps
-from lorasmith.engine.training.checkpoints import Progress, load_best, load_checkpoint, newest_checkpoint, trainable
+from lorasmith.engine.training.checkpoints import (
+    Progress,
+    forget_damaged_best,
+    load_best,
+    load_checkpoint,
+    newest_checkpoint,
+    trainable,
+)
 from lorasmith.engine.training.choices import (
     PREFIX,
     Choices,
@@ -33,10 +40,11 @@ from lorasmith.engine.training.choices import (
     choose_training_precision,
 )
 from lorasmith.engine.training.devices import Devices, launch
-from lorasmith.engine.training.guards import check_result
+from lorasmith.engine.training.guards import check_end, check_result
 from lorasmith.engine.training.initial import moves_weight, start
 from lorasmith.engine.training.loop import TrainingRun, heed_kill, train
 from lorasmith.engine.training.optimizers import build_optimizer
+from lorasmith.engine.training.schedule import best_evaluation
 from lorasmith.errors import InvalidSpec
 from lorasmith.faults import fault_point
 from lorasmith.schemas.data import TooLong
@@ -108,7 +116,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     torch.manual_seed(spec.training.seed)
     lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
     with devices.first_before_others():
-        model, initial = adapted(base, lora, folder)
+        model, initial = adapted(base, lora, folder, report)
     if initial and precision == "bf16" and not quantized:
         report("note", text=f"init {lora.init} in bf16: the base is rounded once more while training; fp32 is exact")
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -144,6 +152,8 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
         checkpoint = newest_checkpoint(folder, report)
     if checkpoint is not None:
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
+        if spec.training.keep_best:
+            forget_damaged_best(folder, training.progress, report)
         fault_point("train.resumed")
         report("resumed", step=training.progress.step, checkpoint=checkpoint.name)
 
@@ -160,6 +170,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
             hint=f"lorasmith train --resume {order.id}",
         )
     result = measured(training, part, counts, precision, device, sum(peaks[1:]))
+    check_end(result.adapter_step, result.validation_loss, training.progress.left_out)
     if result.stopped_early:
         patience = spec.training.early_stopping_patience
         report(
@@ -206,7 +217,7 @@ def held_note(
 
 
 def adapted(
-    base: transformers.PreTrainedModel, lora: LoRAConfig, folder: Path
+    base: transformers.PreTrainedModel, lora: LoRAConfig, folder: Path, report: Reporter
 ) -> tuple[PeftModel, dict[str, torch.Tensor]]:
     """The model with a fresh adapter, whatever trains in fp32; and what the base lent to it at the start."""
     base.requires_grad_(False)
@@ -215,7 +226,7 @@ def adapted(
     assert isinstance(model, PeftModel)
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()  # modules_to_save are copies in the dtype of the base
-    return model, start(model, lora.init, folder, loftq_iterations=lora.loftq_iterations)
+    return model, start(model, lora.init, folder, report, loftq_iterations=lora.loftq_iterations)
 
 
 def report_rows(report: Reporter, part: RenderedPart, validation: RenderedPart | None) -> None:
@@ -249,6 +260,7 @@ def measured(
     """`counts` are elements and whether they train, per parameter."""
     progress = training.progress
     losses = dict(progress.validation)
+    best = best_evaluation(progress.validation)
     kept = progress.best[0] if training.settings.keep_best and progress.best else progress.step
     return TrainingResult(
         adapter_folder="adapter",
@@ -259,7 +271,7 @@ def measured(
         epochs=progress.step / training.plan.steps_per_epoch,
         training_loss=progress.losses,
         validation_loss=losses.get(kept),
-        best_validation_loss=min(losses.values()) if losses else None,
+        best_validation_loss=best[1] if best else None,
         training_time_seconds=progress.seconds,
         trained_tokens=progress.trained_tokens,
         tokens_per_s=progress.tokens / progress.seconds,

@@ -27,6 +27,7 @@ from lorasmith.engine.lora.quantized import (
 )
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.quantized_loading import linears_to_quantize, widen_ends
+from lorasmith.engine.reporting import SilentReporter
 from lorasmith.engine.training.estimation.shape import RunShape
 from lorasmith.engine.training.estimation.skeleton import fitted, narrow_ends, shortened
 from lorasmith.engine.training.run import adapted
@@ -47,7 +48,7 @@ def random_model(shape: RunShape, layers: int, vocabulary: int, folder: Path) ->
         quantize_noise(base, shape.quantization, shape.folder)
     fill(base)
     lora = shape.lora if layers == shape.layers else fitted(shape.lora, base)
-    return adapted(base, replace(lora, init="default"), folder)[0]
+    return adapted(base, replace(lora, init="default"), folder, SilentReporter(folder))[0]
 
 
 class Vocabulary:
