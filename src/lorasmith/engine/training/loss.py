@@ -40,7 +40,7 @@ class CompletionLoss:
             expected = self.model(input_ids=ids, use_cache=False).logits
             hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
             computed = self.head(hidden)
-            factor = LARGE_LOGITS / float(computed.abs().max().clamp(min=1e-6))
+            factor = LARGE_LOGITS / computed.abs().max().clamp(min=1e-6)
             larger = self.head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor,))
             expected_large, large = self.model(input_ids=ids, use_cache=False).logits, self.head(hidden)
             larger.remove()
