@@ -104,8 +104,8 @@ def test_a_stored_part_is_the_part_in_memory(tmp_path: Path, report: Reporter, n
     tokenizer, stops = shaped_tokenizer(starter_model(), SHAPES[name])
     examples = mixed_examples(system=SHAPES[name].system)
     path = write_examples(tmp_path / "train.jsonl", examples)
-    memory = render_part(tokenizer, examples, stops, max_tokens=48, too_long=policy)
-    stored = stored_part(path, tmp_path, tokenizer, stops, report, max_tokens=48, too_long=policy)
+    memory = render_part(tokenizer, examples, stops, max_tokens=56, too_long=policy)
+    stored = stored_part(path, tmp_path, tokenizer, stops, report, max_tokens=56, too_long=policy)
     assert tokens_of(stored) == tokens_of(memory)
     assert stored.counts() == memory.counts()
     assert stored.dropped + stored.cut + stored.split > 0

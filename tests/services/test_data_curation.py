@@ -151,7 +151,7 @@ def test_bad_rows_stop_the_import_with_the_first_three_and_their_number(tmp_path
         "  and 2 more"
     )
     assert caught.value.hint == (
-        "mend the rows, or leave them out, with a line each in the ledger: --max-rejected 0.84"
+        "mend the rows, or leave them out, with a line each in the ledger: lorasmith data import … --max-rejected 0.84"
     )
 
 

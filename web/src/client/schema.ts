@@ -2500,7 +2500,7 @@ export interface components {
             layers?: number[] | null;
             /**
              * Modules To Save
-             * @description Modules that train whole and are saved with the adapter, for example `lm_head`; through PEFT.
+             * @description Modules that train whole and are saved with the adapter, for example `lm_head`; through PEFT, which takes the ends of names: `norm` is each `…layernorm` too.
              * @default []
              */
             modules_to_save?: string[];
@@ -2620,7 +2620,7 @@ export interface components {
             layers: number[] | null;
             /**
              * Modules To Save
-             * @description Modules that train whole and are saved with the adapter, for example `lm_head`; through PEFT.
+             * @description Modules that train whole and are saved with the adapter, for example `lm_head`; through PEFT, which takes the ends of names: `norm` is each `…layernorm` too.
              * @default []
              */
             modules_to_save: string[];

@@ -73,16 +73,16 @@ def cut_right(how: Rendering, example: Example, row: RenderedExample) -> list[Fi
     """Cut the ends of the longest contents, each to the same length."""
     layout = token_layout(how.tokenizer, example)
     contents = contents_of(layout, example)
-    room = how.max_tokens - (len(row.ids) - sum(map(len, contents)))
-    if room < sum(map(bool, contents)):
+    least = [first_character(layout, content) for content in contents]
+    room = how.max_tokens - (len(row.ids) - sum(map(len, contents))) - sum(least)
+    if room < 0:
         raise no_room(how, row, contents)
-    kept_lengths = even_lengths([len(content) for content in contents], room)
+    further = even_lengths([len(content) - length for content, length in zip(contents, least, strict=True)], room)
     cut: set[int] = set()
-    for content, length in zip(contents, kept_lengths, strict=True):
-        while 0 < length < len(content) and layout.inside_character[content[length]]:
+    for content, first, more in zip(contents, least, further, strict=True):
+        length = first + more
+        while length < len(content) and layout.inside_character[content[length]]:
             length -= 1
-        if content and not length:
-            raise no_room(how, row, contents)
         cut.update(content[length:])
     return [Fitted(example, row, without(row, cut))]
 
@@ -116,6 +116,12 @@ def cut_left(how: Rendering, example: Example, row: RenderedExample) -> list[Fit
             length += 1
         cut.update(content[:length])
     return [Fitted(example, row, [position for index, position in enumerate(kept) if index not in cut])]
+
+
+def first_character(layout: Layout, content: list[int]) -> int:
+    """Tokens of the first character of a content, 0 for an empty one."""
+    ends = (index for index in range(1, len(content)) if not layout.inside_character[content[index]])
+    return next(ends, len(content))
 
 
 def last_character(layout: Layout, content: list[int]) -> int:
