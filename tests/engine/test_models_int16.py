@@ -94,6 +94,19 @@ def test_through_peft_it_is_fp32_and_says_so(
     assert_same_bits(*jobs)
 
 
+@pytest.mark.parametrize("through_peft", [False, True])
+def test_packed_weights_that_were_asked_for_are_said_to_be_without_effect(
+    qwen2_folder: Path, training_job: Job, through_peft: bool
+) -> None:
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "mlp", "use_dora": through_peft}
+    job = training_job(qwen2_folder, max_steps=2, precision="int16", memory="fast", lora=lora)
+    run_engine(job)
+    said = (
+        "training.precision=int16, training.memory=fast" if through_peft else "training.memory=fast is without effect"
+    )
+    assert any("without effect" in event["text"] and said in event["text"] for event in events(job, "note"))
+
+
 def test_a_run_that_began_with_it_does_not_go_on_otherwise(
     qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

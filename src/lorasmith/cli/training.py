@@ -88,7 +88,7 @@ def refuse_changes(options: dict[str, Any]) -> None:
     if given:
         raise InvalidSpec(
             f"--resume goes on with a job as it began, and takes no {given}",
-            hint="begin another run without --resume, or change the job's job.json: its `spec` has the same fields",
+            hint="lorasmith train without --resume begins another run",
         )
 
 
