@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lorasmith.engine.lora.integer_products import library_or_reason
 from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.models import precision
 from lorasmith.engine.models.decoder import PackedDecoder
@@ -119,7 +120,7 @@ def test_a_run_that_began_with_it_does_not_go_on_otherwise(
 
 
 def test_a_run_whose_spec_names_another_precision_by_now_goes_on_in_that(
-    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch
+    qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     job = training_job(qwen2_folder, max_steps=4, precision="int16")
     with monkeypatch.context() as patched:
@@ -129,8 +130,12 @@ def test_a_run_whose_spec_names_another_precision_by_now_goes_on_in_that(
     order = json.loads((job / "job.json").read_text(encoding="utf-8"))
     order["spec"]["training"]["precision"] = "fp32"
     (job / "job.json").write_text(json.dumps(order), encoding="utf-8")
-    monkeypatch.setattr(precision, "why_no_integers", lambda: "there is no gcc")
-    result = run_engine(job)
+    monkeypatch.setenv("PATH", str(tmp_path))  # without a compiler
+    library_or_reason.cache_clear()
+    try:
+        result = run_engine(job)
+    finally:
+        library_or_reason.cache_clear()
     assert result["precision"] == "fp32"
     assert result["total_steps"] == 4
     assert any("precision was int16 and is fp32" in event["text"] for event in events(job, "warning"))
