@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.lora.quantized import Quantization
@@ -109,6 +110,25 @@ def test_a_checkpoint_of_the_decoder_alone_and_one_in_bf16_load(tmp_path: Path) 
     model = load_quantized_model(folder, torch.bfloat16, NF4)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert (model(IDS).logits - expected).abs().max() < 0.1 * expected.abs().max()  # 8 bits of mantissa
+
+
+def test_a_checkpoint_with_the_names_of_an_older_transformers_loads(tmp_path: Path) -> None:
+    config = GPTNeoXConfig(
+        vocab_size=80, hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+    )
+    base = GPTNeoXForCausalLM(config)
+    base.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {key.replace("lm_head", "embed_out"): value for key, value in weights.items()}  # as Pythia's files have it
+    assert "embed_out.weight" in old
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    loaded = load_quantized_model(tmp_path, torch.float32, Quantization("int8"))
+
+    full = with_dequantised_weights(base, loaded)
+    with torch.inference_mode():
+        assert torch.equal(loaded.lm_head.weight, base.lm_head.weight)
+        assert torch.allclose(loaded(IDS).logits, full(IDS).logits, atol=1e-6)
 
 
 def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:

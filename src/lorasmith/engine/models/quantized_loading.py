@@ -11,6 +11,8 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from lorasmith.engine.lora.quantized import AS_STORED, AsStored, Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear, WidenedEmbedding
@@ -26,29 +28,30 @@ WAY_OUT = "train on the base as it is: training.quantization=none"
 class StoredWeights:
     """The tensors of a model folder by name. Each read opens its file anew: its pages go with the tensor."""
 
-    def __init__(self, folder: Path, prefix: str, device: torch.device) -> None:
-        """`prefix` is that of the decoder, which a checkpoint without output head leaves out."""
-        self.prefix = f"{prefix}."
+    def __init__(self, folder: Path, model: PreTrainedModel, device: torch.device) -> None:
+        self.prefix = f"{model.base_model_prefix}."  # the decoder's, which a checkpoint without output head leaves out
         self.device = device
-        self.files: dict[str, Path] = {}
+        self.places: dict[str, tuple[Path, str]] = {}
+        mapping = get_model_conversion_mapping(model)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as stored:
-                self.files.update(dict.fromkeys(stored.keys(), path))
+                keys = stored.keys()
+            self.places |= {rename_source_key(key, renamings, [])[0]: (path, key) for key in keys}
 
-    def key(self, name: str) -> str | None:
-        """What the file calls the parameter `name`, or None where it is not there."""
-        return next((key for key in (name, name.removeprefix(self.prefix)) if key in self.files), None)
+    def place(self, name: str) -> tuple[Path, str] | None:
+        """The file with the parameter `name` and what it is called there, or None where it is not there."""
+        return self.places.get(name) or self.places.get(name.removeprefix(self.prefix))
 
     def read(self, name: str, shape: torch.Size) -> Tensor:
         """On a CPU a view of the file, which stays mapped while it is there. Raises `InvalidModel` for another shape."""
-        key = self.key(name)
-        assert key is not None
-        with safe_open(self.files[key], framework="pt") as stored:
+        place = self.place(name)
+        assert place is not None
+        path, key = place
+        with safe_open(path, framework="pt") as stored:
             tensor: Tensor = stored.get_tensor(key)
         if tensor.shape != shape:
-            raise InvalidModel(
-                f"{self.files[key]}: {key} has the shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}"
-            )
+            raise InvalidModel(f"{path}: {key} has the shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}")
         return tensor.to(self.device)
 
 
@@ -71,7 +74,7 @@ def load_quantized_model(
         raise InvalidModel(f"{folder} cannot be loaded as a causal language model: {error}") from error
     linears = linears_to_quantize(model, folder)
     ends = {name for name, module in model.named_modules() if module in ends_of(model)}
-    stored = StoredWeights(folder, model.base_model_prefix, device)
+    stored = StoredWeights(folder, model, device)
     missing = missing_weights(model, stored, folder)
     for name, place in model.state_dict().items():
         layer, _, own = name.rpartition(".")
@@ -143,7 +146,7 @@ def linears_to_quantize(model: PreTrainedModel, folder: Path) -> dict[str, nn.Li
 
 def missing_weights(model: PreTrainedModel, stored: StoredWeights, folder: Path) -> set[str]:
     """Names that the folder leaves out because they are tied to others. Raises `InvalidModel` for any other."""
-    missing = {name for name in model.state_dict() if stored.key(name) is None}
+    missing = {name for name in model.state_dict() if stored.place(name) is None}
     pairs = model.all_tied_weights_keys.items()
     elsewhere = {name for pair in pairs for name in pair if not missing.issuperset(pair)}
     lost = sorted(missing - elsewhere)
