@@ -207,7 +207,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(f"no file {path}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidData(f"{path} is not valid JSON: {error}") from error
 
 

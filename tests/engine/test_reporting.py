@@ -40,6 +40,20 @@ def test_a_request_that_comes_while_another_is_read_is_not_lost(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"request": "stop"}', '{"requests": "pause"}', "[" * 100_000])
+def test_what_is_no_request_is_passed_over_with_a_word(tmp_path: Path, text: str) -> None:
+    report = Reporter(tmp_path)
+    (tmp_path / "control.json").write_text(text, encoding="utf-8")
+    assert not report.poll()
+    assert not report.stop_requested
+    assert texts(tmp_path) == [
+        (1, 'control.json is passed over: it is not {"request": "checkpoint" or "pause" or "cancel"}')
+    ]
+    write_request(tmp_path, JobRequest.CANCEL)
+    report.poll()
+    assert report.stop_requested
+
+
 def test_an_event_that_does_not_fit_on_the_disk_leaves_whole_lines(small_disk: Path) -> None:
     report = Reporter(small_disk)
     report("note", text="one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import socket
 import time
 from datetime import UTC, datetime, timedelta
@@ -19,8 +20,8 @@ from lorasmith.engine.teachers.client import NoAnswer, retry_after_s
 from lorasmith.engine.teachers.ledger import REQUESTS, RequestLedger
 from lorasmith.engine.teachers.limits import Bucket, Budget, BudgetSpent, RateLimit, estimated_tokens, pause_s
 from lorasmith.engine.teachers.teacher import Stopping, Teacher
-from lorasmith.errors import Conflict, InvalidData, TeacherFailed
-from lorasmith.schemas.teachers import Answered, Reach, TeacherSpec
+from lorasmith.errors import Conflict, DiskFull, InvalidData, TeacherFailed
+from lorasmith.schemas.teachers import Answered, Asked, Reach, TeacherSpec
 from tests.teacher_stub import KEY, Reply, Rule, Stub, completion, error
 
 LOCAL = Reach(loopback=True)
@@ -371,6 +372,15 @@ def test_a_damaged_ledger_is_named_with_its_line(stub: Stub, tmp_path: Path) -> 
     path.write_bytes(path.read_bytes().replace(b"answered", b"anxwered"))
     with pytest.raises(InvalidData, match=r"requests\.jsonl:2 is damaged"):
         RequestLedger(tmp_path)
+
+
+def test_a_full_disk_is_told_and_leaves_whole_lines(small_disk: Path) -> None:
+    with pytest.raises(DiskFull), RequestLedger(small_disk) as ledger:
+        ledger.add(Asked(request="a", attempt=1))
+        (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free))
+        ledger.add(Asked(request="b" * 6000, attempt=1))
+    with RequestLedger(small_disk) as ledger:
+        assert ledger.asked == 1
 
 
 def test_two_processes_do_not_work_on_one_job(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from lorasmith.errors import Cancelled, Interrupted, Paused
+from lorasmith.errors import Cancelled, Interrupted, InvalidData, Paused
 from lorasmith.faults import fault_point
 from lorasmith.files import append_whole, cut_torn_line, disk_errors, read_json
 from lorasmith.schemas.jobs import JobRequest, first_event, now
@@ -41,15 +41,19 @@ class Reporter:
             asked.rename(taken)  # in one step: what is asked from now on is another request
         except FileNotFoundError:
             return False
-        request = JobRequest(read_json(taken)["request"])
+        try:
+            request = JobRequest(read_json(taken)["request"])
+        except (InvalidData, ValueError, LookupError, TypeError):
+            known = " or ".join(f'"{one}"' for one in JobRequest)
+            self("warning", text=f'{CONTROL} is passed over: it is not {{"request": {known}}}')
+            request = None
         fault_point("control.read")
         taken.unlink()
         fault_point("control.taken")
-        if request is JobRequest.CHECKPOINT:
-            return True
-        self.stop_requested = True
-        self.stop = Paused if request is JobRequest.PAUSE else Cancelled
-        return False
+        if request in (JobRequest.PAUSE, JobRequest.CANCEL):
+            self.stop_requested = True
+            self.stop = Paused if request is JobRequest.PAUSE else Cancelled
+        return request is JobRequest.CHECKPOINT
 
     def obey_signals(self) -> None:
         """First SIGINT or SIGTERM asks for a stop at the next safe point; the second one ends the process."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lorasmith.errors import Conflict, InvalidData
-from lorasmith.files import cut_torn_line, disk_errors, try_lock
+from lorasmith.files import append_whole, cut_torn_line, disk_errors, try_lock
 from lorasmith.schemas.teachers import REQUEST_LINE, Answered, Asked, Unanswered
 
 REQUESTS = "requests.jsonl"
@@ -62,8 +62,7 @@ class RequestLedger:
     def add(self, line: Asked | Answered | Unanswered) -> None:
         """On the disk when this returns."""
         with disk_errors(self.path):
-            self.file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
-            self.file.flush()
+            append_whole(self.path, line.model_dump_json(exclude_none=True).encode() + b"\n")
             os.fsync(self.file.fileno())
         self.note(line)
 
