@@ -33,11 +33,12 @@ from lorasmith.engine.training.estimation.memory import (
     save_steps,
 )
 from lorasmith.engine.training.estimation.micro_batches import records
+from lorasmith.engine.training.estimation.prediction import Overheads, Prediction, predict
 from lorasmith.engine.training.estimation.random_model import tiled
 from lorasmith.engine.training.estimation.rehearsal import Unperformed, heap_growth
-from lorasmith.engine.training.estimation.shape import Material, shape_run
+from lorasmith.engine.training.estimation.shape import Material, RunShape, shape_run
 from lorasmith.engine.training.estimation.skeleton import read_config
-from lorasmith.engine.training.estimation.suggestions import changes
+from lorasmith.engine.training.estimation.suggestions import Change, candidates, changes, fewest, suggest
 from lorasmith.engine.training.estimation.untouched import UntouchedDropout, untouched_weight
 from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.engine.training.run import adapted
@@ -309,3 +310,37 @@ def test_an_unknown_family_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
     with pytest.raises(InvalidModel, match="describes no model that transformers knows"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(("needed", "left"), [("ab", "ab"), ("d", "d"), ("bd", "bd"), ("abcd", "abcd"), ("e", "abcd")])
+def test_as_few_changes_are_told_as_it_takes(needed: str, left: str) -> None:
+    found = [Change({name: 1}, "") for name in "abcd"]
+
+    def fits(several: list[Change]) -> bool:
+        return set(needed) <= {name for change in several for name in change.values}
+
+    assert [change.values for change in fewest(found, fits)] == [{name: 1} for name in left]
+    assert fewest([], fits) == []
+
+
+def test_a_run_that_nothing_makes_fit_is_told_what_takes_least_first(
+    material: Callable[..., tuple[TrainingSpec, Material]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, found = material()
+    idle = Process(0, 0)
+    shape = shape_run(found, spec)
+
+    def predicted(one: RunShape) -> Prediction:
+        return predict(one, idle, Overheads(0, 0), None, shape, tmp_path)
+
+    ample = suggest(candidates(found, shape, idle), shape, predicted(shape), predicted)
+    wanted = [change.assignments for change in changes(shape)]
+    assert [one.assignments for one in ample] == [one for one in wanted if one in [s.assignments for s in ample]]
+    monkeypatch.setattr("lorasmith.engine.training.estimation.memory.available_bytes", lambda: 0)
+    monkeypatch.setattr("lorasmith.engine.training.estimation.memory.resident_bytes", lambda: 0)
+    told = suggest(candidates(found, shape, idle), shape, predicted(shape), predicted)
+    assert not any(one.fits for one in told)
+    peaks = [one.peak_memory_bytes for one in told]
+    assert peaks == sorted(peaks)
+    together = next(one for one in told if len(one.assignments) > 1)
+    assert "training.precision=bf16" in together.assignments

@@ -51,7 +51,9 @@ class StoredWeights:
         with safe_open(path, framework="pt") as stored:
             tensor: Tensor = stored.get_tensor(key)
         if tensor.shape != shape:
-            raise InvalidModel(f"{path}: {key} has the shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}")
+            raise InvalidModel(
+                f"{path}: {key} has the shape {tuple(tensor.shape)}, its config.json says {tuple(shape)}"
+            )
         return tensor.to(self.device)
 
 

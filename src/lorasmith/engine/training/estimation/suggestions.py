@@ -16,6 +16,7 @@ from lorasmith.schemas.estimation import Suggestion
 from lorasmith.schemas.training import TrainingSpec
 
 WORTH_SAYING = 0.97  # of memory or time, which a change must get below
+ENOUGH = 0.97  # of the available memory: what libraries take is measured later
 LONG_ROWS_SHARE = 0.95  # of the rows, which a shorter limit keeps
 LEAST_MICRO_BATCH = 256  # tokens; smaller products are slow
 LEAST_RANK = 4
@@ -118,21 +119,45 @@ class Candidate:
 def candidates(material: Material, shape: RunShape, idle: Process) -> list[Candidate]:
     """Changed runs, rehearsed, which has to be done before anything is measured.
 
-    Where the run does not fit, also all that save memory in one.
+    Where no single change makes the run fit, also all that save memory in one, less those that it does without.
     """
     found = [one for change in changes(shape) if (one := candidate(change, material, shape))]
     rehearse_steps([shape, *(one.shape for one in found if not one.same_step)])
     for one in found:
         one.shape.step_bytes = shape.step_bytes if one.same_step else one.shape.step_bytes
-    before = estimate_memory(shape, idle)
-    if before.peak_bytes > before.available_bytes:
-        limit = WORTH_SAYING * before.peak_bytes
-        saving = [one.change for one in found if estimate_memory(one.shape, idle).peak_bytes < limit]
-        together = {name: value for change in saving for name, value in change.values.items()}
-        if len(saving) > 1 and (one := candidate(Change(together, "all that save memory"), material, shape)):
-            rehearse_steps([one.shape])
-            found.append(one)
+
+    def peak_bytes(one: RunShape) -> int:
+        return estimate_memory(one, idle).peak_bytes
+
+    available, before = ENOUGH * estimate_memory(shape, idle).available_bytes, peak_bytes(shape)
+    if min([before, *(peak_bytes(one.shape) for one in found)]) <= available:
+        return found
+
+    def fits(several: list[Change]) -> bool:
+        one = in_one(several, material, shape)
+        return one is not None and peak_bytes(one.shape) <= available
+
+    saving = fewest([one.change for one in found if peak_bytes(one.shape) < WORTH_SAYING * before], fits)
+    together = in_one(saving, material, shape) if len(saving) > 1 else None
+    if together is None:
+        return found
+    rehearse_steps([together.shape])
+    return [*found, together]
+
+
+def fewest(found: list[Change], fits: Callable[[list[Change]], bool]) -> list[Change]:
+    """Those of the changes that it takes, the dearest left out first; all of them where they do not suffice."""
+    if fits(found):
+        for change in reversed(found):
+            others = [one for one in found if one is not change]
+            if others and fits(others):
+                found = others
     return found
+
+
+def in_one(several: list[Change], material: Material, shape: RunShape) -> Candidate | None:
+    values = {name: value for change in several for name, value in change.values.items()}
+    return candidate(Change(values, "several in one, as none suffices"), material, shape)
 
 
 def candidate(change: Change, material: Material, shape: RunShape) -> Candidate | None:
@@ -146,7 +171,7 @@ def candidate(change: Change, material: Material, shape: RunShape) -> Candidate 
 def suggest(
     tried: list[Candidate], shape: RunShape, before: Prediction, predict: Callable[[RunShape], Prediction]
 ) -> list[Suggestion]:
-    """Those that save memory or time; where the run does not fit, what does comes first."""
+    """Those that save memory or time, the cheapest first; where the run does not fit, what fits and then what takes least."""
     found = []
     for one in tried:
         after = predict(one.shape)
@@ -163,4 +188,4 @@ def suggest(
                     fits=after.fits,
                 )
             )
-    return found if before.fits else sorted(found, key=lambda one: (not one.fits, one.peak_memory_bytes))
+    return found if before.fits else sorted(found, key=lambda one: 0 if one.fits else one.peak_memory_bytes)
