@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable
+from itertools import cycle, islice
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lorasmith.engine.data.rendering import RenderedExample
 from lorasmith.engine.lora.integer_products import why_no_integers
 from lorasmith.engine.models.decoder import PackedDecoder
-from lorasmith.engine.models.families import read_decoder
+from lorasmith.engine.models.families import NORMS_ADD_ONE, read_decoder
 from lorasmith.engine.models.packing import pack
 from lorasmith.engine.training.checkpoints import trainable
 
@@ -48,7 +49,26 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 16},
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "gemma": {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True},
+    "gemma3_text": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 10,
+        "sliding_window": 20,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        },
+    },
+    "smollm3": {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 2.0,
+        "mlp_bias": True,
+    },
 }
+PER_LAYER = {"layer_types", "no_rope_layers"}
 LENGTHS = [33, 7, 61, 2, 18]  # of rows; the one of 2 tokens has a single target
 ALL_LINEAR = "all-linear"
 NO_INTEGERS = why_no_integers()
@@ -61,12 +81,15 @@ needs_integers = pytest.mark.skipif(
 def tiny_base(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A model with weights, norms and biases all random, so that no term of a formula is hidden by a one or a zero."""
     torch.manual_seed(1)
-    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES.get(family, {}), **changes})
+    settings = {**SIZES, **FAMILIES.get(family, {}), **changes}
+    for name in PER_LAYER & settings.keys():
+        settings[name] = list(islice(cycle(settings[name]), settings["num_hidden_layers"]))
+    config = AutoConfig.for_model(family, **settings)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.randn_like(parameter) * (0.3 if "norm" in name or "bias" in name else 0.12))
-            if "norm" in name and family != "gemma":
+            if "norm" in name and family not in NORMS_ADD_ONE:
                 parameter.add_(1)
     return model.eval()
 

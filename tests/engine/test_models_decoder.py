@@ -57,7 +57,7 @@ def test_loss_and_gradients_equal_peft_row_by_row(family: str, packed: bool) -> 
     assert worst_difference(adapter_gradients(model), reference) <= 1e-5  # fp32, sums of up to 121 tokens
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma3_text"])
 def test_a_shared_beginning_changes_no_gradient(family: str) -> None:
     rows = random_rows([70, 58, 45, 31, 20, 64])
     for number, (source, length) in {1: (0, 40), 2: (0, 40), 4: (0, 20), 5: (1, 57)}.items():  # 5 shares what 1 shares
@@ -89,11 +89,11 @@ def workspaces_of_equal_gradients(make: Callable[[], PeftModel], rows: PackedRow
     return sizes
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_layers_computed_again_give_the_same_gradients(dropout: float) -> None:
+@pytest.mark.parametrize(("family", "dropout"), [("qwen3", 0.0), ("qwen3", 0.2), ("gemma3_text", 0.2)])
+def test_layers_computed_again_give_the_same_gradients(family: str, dropout: float) -> None:
     rows = pack(random_rows(LENGTHS))
     before, less = workspaces_of_equal_gradients(
-        lambda: adapted(tiny_base("qwen3", num_hidden_layers=8), dropout=dropout), rows, recompute=True
+        lambda: adapted(tiny_base(family, num_hidden_layers=8), dropout=dropout), rows, recompute=True
     )
     assert less < 0.5 * before
 
@@ -109,7 +109,7 @@ def test_attention_weights_that_are_not_kept_give_the_same_gradients(family: str
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler")
-@pytest.mark.parametrize("family", ["phi3", "qwen3", "gemma"])
+@pytest.mark.parametrize("family", ["phi3", "qwen3", "gemma", "gemma3_text", "smollm3"])
 def test_compiled_parts_give_the_same_gradients(family: str) -> None:
     assert_equals_peft(adapted(tiny_base(family)), random_rows(LENGTHS), elementwise=compiled())
 
@@ -229,6 +229,12 @@ def test_what_the_decoder_does_not_compute_is_left_to_peft(change: dict[str, Any
 def test_an_unknown_family_is_named() -> None:
     with pytest.raises(NotPacked, match="the family 'olmo2' is not one of llama, mistral"):
         read_decoder(adapted(tiny_base("olmo2")))
+
+
+@pytest.mark.parametrize("name", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_capped_logits_are_left_to_peft(name: str) -> None:
+    with pytest.raises(NotPacked, match=f"the model's own {name} is 30"):
+        read_decoder(adapted(tiny_base("gemma3_text", **{name: 30.0})))
 
 
 def test_a_model_that_computes_something_else_is_found_out() -> None:

@@ -10,18 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from lorasmith.engine.lora.config import LoRAConfig, fit
-from lorasmith.engine.lora.quantized import Quantization
+from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear, quantized_elements
 from lorasmith.engine.models.decoder import PackedDecoder
 from lorasmith.engine.models.families import NotPacked, read_decoder
 from lorasmith.engine.models.loading import load_model
 from lorasmith.engine.models.packing import pack
-from lorasmith.engine.models.quantized_loading import load_quantized_model
+from lorasmith.engine.models.quantized_loading import half_bytes, load_quantized_model
 from lorasmith.errors import InvalidModel, InvalidSpec
 from tests.engine.decoder_cases import (
+    FAMILIES,
     LENGTHS,
     adapted,
     adapter_gradients,
@@ -110,6 +111,17 @@ def test_a_checkpoint_of_the_decoder_alone_and_one_in_bf16_load(tmp_path: Path) 
     model = load_quantized_model(folder, torch.bfloat16, NF4)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert (model(IDS).logits - expected).abs().max() < 0.1 * expected.abs().max()  # 8 bits of mantissa
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_stay_in_the_16_bits_of_their_file_compute_what_widened_ones_do(
+    tmp_path: Path, family: str
+) -> None:
+    tiny_base(family).to(torch.bfloat16).save_pretrained(tmp_path)
+    with torch.inference_mode():
+        widened = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)(IDS).logits
+        assert torch.equal(load_quantized_model(tmp_path, torch.float32, AS_STORED)(IDS).logits, widened)
+    assert half_bytes(tmp_path) > 0
 
 
 def test_a_checkpoint_with_the_names_of_an_older_transformers_loads(tmp_path: Path) -> None:

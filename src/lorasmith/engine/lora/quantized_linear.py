@@ -55,15 +55,17 @@ class QuantizedLinear(nn.Linear):
 
 
 class WidenedEmbedding(nn.Embedding):
-    """Rows of a table (V, H) in 16 bits, in the compute dtype."""
+    """Rows of a table (V, H) in 16 bits, in the compute dtype, times what the family scales them by in the table's module."""
 
     def __init__(self, embedding: nn.Embedding, dtype: torch.dtype) -> None:
         rows, columns = embedding.weight.shape
         super().__init__(rows, columns, _weight=embedding.weight, _freeze=True)
         self.dtype = dtype
+        self.scale = getattr(embedding, "scalar_embed_scale", 1.0)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids).to(self.dtype)
+        rows = super().forward(ids).to(self.dtype)
+        return rows if self.scale == 1 else rows * torch.tensor(self.scale, dtype=self.dtype)
 
 
 class DequantizedProduct(torch.autograd.Function):

@@ -59,7 +59,7 @@ class PackedDecoder:
         """Sum of the loss in nats over the trained tokens."""
         rows = rows.to(self.device)
         last = self.forward(self.prefix(rows), self.state(rows, None), rows.chosen, None)
-        hidden = self.normalised(last[rows.labelled_among_chosen])[0]
+        hidden = self.normalised(last[rows.labelled_among_chosen])[0].mul_(self.decoder.logit_scale)
         return cross_entropy(hidden, rows.targets, self.decoder.head, self.workspace, self.head_tokens).item()
 
     @torch.no_grad()
@@ -74,8 +74,14 @@ class PackedDecoder:
         last = self.forward(self.prefix(rows) if prefix is None else prefix, state, rows.chosen, saved)
         labelled = last[rows.labelled_among_chosen]
         hidden, inverse = self.normalised(labelled)
+        logit_scale = self.decoder.logit_scale
         nats, gradient = cross_entropy_with_gradient(
-            hidden, rows.targets, self.decoder.head, scale, self.workspace, self.head_tokens
+            hidden.mul_(logit_scale),
+            rows.targets,
+            self.decoder.head,
+            scale * logit_scale,
+            self.workspace,
+            self.head_tokens,
         )
         dlabelled = rms_norm_backward(labelled, self.decoder.final_norm, inverse, gradient).to(last.dtype)
         dx = self.workspace.take("gradient", *last.shape).zero_()
@@ -130,29 +136,29 @@ class PackedDecoder:
                 stream = self.workspace.take(f"stream.{number}", *x.shape).copy_(x)
                 recorded = RecordedDropout(state.dropout) if state.dropout else None
                 x, kept = layer_forward(layer, x, replace(state, dropout=recorded), SPARE, needed)
-                down = self.kept_down(kept, number)
-                saved.append(partial(again, layer, stream, state, needed, recorded, down))
+                last = self.kept_last(kept, number)
+                saved.append(partial(again, layer, stream, state, needed, recorded, last))
             else:
                 x, kept = layer_forward(layer, x, state, str(number), needed)
                 saved.append(partial(returned, kept))
         return x
 
-    def kept_down(self, kept: LayerSaved, number: int) -> Saved:
-        """What the last group of a layer keeps, apart from that of other layers: its product is then not computed again."""
+    def kept_last(self, kept: LayerSaved, number: int) -> tuple[Saved, Tensor | None]:
+        """What the last group of a layer keeps and gives, apart from that of other layers: its product is not computed again."""
         assert kept.down is not None
-        down = replace(kept.down)
+        down, branch = replace(kept.down), kept.branches[1]
         if down.reduced is not None:
             down.reduced = self.workspace.take(f"reduced.down.{number}", *down.reduced.shape).copy_(down.reduced)
-        return down
+        if branch is not None:
+            branch = self.workspace.take(f"branch.{number}", *branch.shape).copy_(branch)
+        return down, branch
 
     def state(self, rows: PackedRows, dropout: Dropout | None) -> Pass:
-        cosine, sine = self.positions(rows.segments)
         decoder = self.decoder
         return Pass(
             segments=rows.segments,
             chosen_lengths=rows.chosen_lengths,
-            cosine=cosine,
-            sine=sine,
+            turns=self.turns(rows.segments),
             dropout=dropout,
             workspace=self.workspace,
             eps=decoder.eps,
@@ -162,26 +168,35 @@ class PackedDecoder:
             kept_tokens=self.kept_tokens,
         )
 
-    def positions(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (T, 1, half), of each row as if it were alone: some families scale by a row's length."""
+    def turns(self, segments: list[Segment]) -> dict[str | None, tuple[Tensor, Tensor]]:
+        """Cosines and sines (T, 1, half) for each kind of layer, of each row as if it were alone: some scale by a row's length.
+
+        None: of no width, for layers that leave heads as they are.
+        """
         like = torch.empty(0, dtype=wide(self.decoder.dtype), device=self.device)
-        parts = [
-            self.decoder.rotary(
-                like, torch.arange(segment.offset, segment.offset + segment.length, device=self.device)[None]
-            )
-            for segment in segments
-        ]
-        half = parts[0][0].shape[-1] // 2
-        cosine, sine = (torch.cat([part[which][0, :, :half] for part in parts])[:, None] for which in (0, 1))
-        return cosine, sine
+        places = [torch.arange(s.offset, s.offset + s.length, device=self.device)[None] for s in segments]
+        nothing = like.new_empty(sum(segment.length for segment in segments), 1, 0)
+        found: dict[str | None, tuple[Tensor, Tensor]] = {None: (nothing, nothing)}
+        for kind, rotary in self.decoder.rotary.items():
+            parts = [rotary(like, place) for place in places]
+            half = parts[0][0].shape[-1] // 2
+            cosine, sine = (torch.cat([part[which][0, :, :half] for part in parts])[:, None] for which in (0, 1))
+            found[kind] = cosine, sine
+        return found
 
 
 def again(
-    layer: Layer, x: Tensor, state: Pass, chosen: Tensor | None, recorded: RecordedDropout | None, down: Saved
+    layer: Layer,
+    x: Tensor,
+    state: Pass,
+    chosen: Tensor | None,
+    recorded: RecordedDropout | None,
+    last: tuple[Saved, Tensor | None],
 ) -> LayerSaved:
     state = replace(state, dropout=recorded.replay() if recorded else None)
     saved, _ = forward_to_gates(layer, x, state, SPARE, chosen)
-    return replace(saved, down=down)
+    down, branch = last
+    return replace(saved, down=down, branches=(saved.branches[0], branch))
 
 
 def returned(kept: LayerSaved) -> LayerSaved:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,10 @@ from lorasmith.engine.lora.quantized_linear import QuantizedLinear
 from lorasmith.engine.models.attention import Heads
 from lorasmith.engine.models.device import device_of
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text", "smollm3", "granite")
+NORMS_ADD_ONE = ("gemma", "gemma3_text")  # store what is added to one
+ALIKE = "all layers"  # the key of rotary positions that all layers share
+BY_LENGTH = {"dynamic", "longrope"}  # rotary positions that depend on the length of a row
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -39,9 +43,17 @@ class NotPacked(Exception):
     """Why a model or an adapter is not computed by the packed decoder."""
 
 
+# From a tensor of the dtype to compute in and positions (1, T): cosines and sines (1, T, head_dim)
+Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 @dataclass
 class Layer:
-    """One decoder layer. Norm weights are what the normalised input is multiplied by; q and k norms (head_dim,) or None."""
+    """One decoder layer. Norm weights are what the normalised input is multiplied by; q and k norms (head_dim,) or None.
+
+    A branch, attention or MLP, is normalised once more by `branch_norms` and times `branch_scale` before it joins the stream.
+    `positions` is the key of the decoder's `rotary`, None where a layer knows no positions.
+    """
 
     first_norm: Tensor
     second_norm: Tensor
@@ -53,6 +65,9 @@ class Layer:
     scale: float
     query_norm: Tensor | None
     key_norm: Tensor | None
+    positions: str | None
+    branch_norms: tuple[Tensor, Tensor] | None
+    branch_scale: float
 
     @property
     def groups(self) -> list[LoRAGroup]:
@@ -65,16 +80,17 @@ class Layer:
 
 @dataclass
 class Decoder:
-    """A causal LM: embedding (V, H) times `embedding_scale`, layers, final norm, head (V, H)."""
+    """A causal LM: embedding (V, H) times `embedding_scale`, layers, final norm, head (V, H), logits times `logit_scale`."""
 
     embedding: Tensor
     embedding_scale: float
     layers: list[Layer]
     final_norm: Tensor
     head: FrozenMatrix
+    logit_scale: float
     eps: float
     activation: str
-    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    rotary: dict[str, Rotary]
     rotary_by_length: bool
     dtype: torch.dtype
 
@@ -113,6 +129,7 @@ def read_decoder(model: PeftModel) -> Decoder:
     def group(name: str, *linears: nn.Module) -> LoRAGroup:
         return read_group(name, linears, modules)
 
+    rotary = read_rotary(base.model.rotary_emb)
     layers = []
     for number, block in enumerate(base.model.layers):
         attention, mlp = block.self_attn, block.mlp
@@ -124,7 +141,7 @@ def read_decoder(model: PeftModel) -> Decoder:
         layers.append(
             Layer(
                 first_norm=norm_weight(config, block.input_layernorm),
-                second_norm=norm_weight(config, block.post_attention_layernorm),
+                second_norm=norm_weight(config, second_norm(block)),
                 qkv=qkv,
                 out=group("out", attention.o_proj),
                 gate_up=gate_up,
@@ -136,20 +153,24 @@ def read_decoder(model: PeftModel) -> Decoder:
                     window=window(config, number),
                 ),
                 scale=float(attention.scaling),
-                query_norm=attention.q_norm.weight.detach() if hasattr(attention, "q_norm") else None,
-                key_norm=attention.k_norm.weight.detach() if hasattr(attention, "k_norm") else None,
+                query_norm=norm_weight(config, attention.q_norm) if hasattr(attention, "q_norm") else None,
+                key_norm=norm_weight(config, attention.k_norm) if hasattr(attention, "k_norm") else None,
+                positions=positions(config, number),
+                branch_norms=branch_norms(config, block),
+                branch_scale=float(getattr(config, "residual_multiplier", 1.0)),
             )
         )
     return Decoder(
         embedding=base.model.embed_tokens.weight.detach(),
-        embedding_scale=config.hidden_size**0.5 if config.model_type == "gemma" else 1.0,
+        embedding_scale=embedding_scale(config),
         layers=layers,
         final_norm=norm_weight(config, base.model.norm),
         head=head_matrix(base.lm_head),
+        logit_scale=1 / getattr(config, "logits_scaling", 1.0),
         eps=config.rms_norm_eps,
-        activation=ACTIVATIONS[config.hidden_act],
-        rotary=base.model.rotary_emb,
-        rotary_by_length=base.model.rotary_emb.rope_type in ("dynamic", "longrope"),
+        activation=ACTIVATIONS[activation(config)],
+        rotary=rotary,
+        rotary_by_length=is_by_length(base.model.rotary_emb.rope_type),
         dtype=base.model.norm.weight.dtype,  # the embedding may be held in fewer bits
     )
 
@@ -186,10 +207,10 @@ def packed_matrix(matrix: FrozenMatrix) -> FrozenMatrix:
 def check(config: Any) -> None:
     if config.model_type not in FAMILIES:
         raise NotPacked(f"the family {config.model_type!r} is not one of {', '.join(FAMILIES)}")
-    if config.hidden_act not in ACTIVATIONS:
-        raise NotPacked(f"the activation {config.hidden_act!r} is not known")
-    for name in ("attention_dropout", "resid_pdrop", "embd_pdrop"):
-        if getattr(config, name, 0):
+    if activation(config) not in ACTIVATIONS:
+        raise NotPacked(f"the activation {activation(config)!r} is not known")
+    for name in ("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, name, None):
             raise NotPacked(f"the model's own {name} is {getattr(config, name)}")
     if getattr(config, "use_bidirectional_attention", None):
         raise NotPacked("attention is not causal")
@@ -275,9 +296,50 @@ def read_updates(linear: Any, module: str, columns: slice) -> list[LowRank]:
 
 
 def norm_weight(config: Any, norm: Any) -> Tensor:
-    """Gemma stores what is added to one."""
     weight: Tensor = norm.weight.detach()
-    return weight + 1 if config.model_type == "gemma" else weight
+    return weight + 1 if config.model_type in NORMS_ADD_ONE else weight
+
+
+def second_norm(block: Any) -> Any:
+    """That in front of the MLP, which most families call after what is before it."""
+    return getattr(block, "pre_feedforward_layernorm", block.post_attention_layernorm)
+
+
+def branch_norms(config: Any, block: Any) -> tuple[Tensor, Tensor] | None:
+    """Behind attention and MLP, where a family has them."""
+    if not hasattr(block, "pre_feedforward_layernorm"):
+        return None
+    return norm_weight(config, block.post_attention_layernorm), norm_weight(config, block.post_feedforward_layernorm)
+
+
+def embedding_scale(config: Any) -> float:
+    if config.model_type in ("gemma", "gemma3_text"):
+        return float(config.hidden_size**0.5)
+    return float(getattr(config, "embedding_multiplier", 1.0))
+
+
+def activation(config: Any) -> str:
+    name: str = config.hidden_activation if config.model_type == "gemma3_text" else config.hidden_act
+    return name
+
+
+def read_rotary(module: Any) -> dict[str, Rotary]:
+    """By kind of layer where the module has several."""
+    if isinstance(module.rope_type, dict):
+        return {kind: partial(module, layer_type=kind) for kind in module.rope_type}
+    return {ALIKE: module}
+
+
+def is_by_length(rope_type: str | dict[str, str]) -> bool:
+    kinds = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
+    return not BY_LENGTH.isdisjoint(kinds)
+
+
+def positions(config: Any, layer: int) -> str | None:
+    """The key of the decoder's `rotary`: a kind of layer where each has its own, None where a layer has none."""
+    if not getattr(config, "no_rope_layers", None) or config.no_rope_layers[layer]:
+        return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else ALIKE
+    return None
 
 
 def window(config: Any, layer: int) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lorasmith.engine.lora.dropout import Dropout
@@ -23,14 +24,13 @@ from lorasmith.engine.models.workspace import Workspace
 class Pass:
     """What every layer of one pass reads.
 
-    cosine and sine (T, 1, half) are those of each token's position in its row, `chosen_lengths` how many chosen tokens
-    each row has. The attention weights of rows of up to `kept_tokens` are kept for the gradient.
+    `turns` are cosines and sines (T, 1, half) of each token's position in its row, as layers name them, `chosen_lengths` how
+    many chosen tokens each row has. The attention weights of rows of up to `kept_tokens` are kept for the gradient.
     """
 
     segments: list[Segment]
     chosen_lengths: list[int]
-    cosine: Tensor
-    sine: Tensor
+    turns: dict[str | None, tuple[Tensor, Tensor]]
     dropout: Dropout | None
     workspace: Workspace
     eps: float
@@ -45,6 +45,7 @@ class LayerSaved:
     """Tensors of a forward pass that the backward pass reads; `x` and `middle` are the residual stream.
 
     What few operations make of them (norms, rotated heads, the activation) is made again: it would be a third of the memory.
+    `branches` are what attention and MLP gave, where each is normalised before it joins the stream.
     `chosen` (n,) are the tokens whose output is needed; behind attention only they are computed. None: all of them.
     """
 
@@ -57,6 +58,7 @@ class LayerSaved:
     middle: Tensor
     gate_up: Saved
     gates_ups: Tensor
+    branches: tuple[Tensor | None, Tensor | None]
     down: Saved | None = None
 
 
@@ -66,8 +68,9 @@ def layer_forward(layer: Layer, x: Tensor, state: Pass, tag: str, chosen: Tensor
     gates, ups = saved.gates_ups.chunk(2, dim=1)
     active = state.workspace.take("active", *gates.shape)
     state.elementwise.gate(state.activation, gates, ups, active)
-    last, saved.down = layer.down.forward(active, dropout, state.workspace, tag)
-    last += saved.middle
+    branch, saved.down = layer.down.forward(active, dropout, state.workspace, tag)
+    last, kept = join(layer, 1, branch, saved.middle, state, tag)
+    saved.branches = saved.branches[0], kept
     return last, saved
 
 
@@ -94,9 +97,8 @@ def forward_to_gates(
     if chosen is not None:
         mixed, x = mixed[chosen], x[chosen]
         dropout = dropout.of(state.chosen_lengths) if dropout else None
-    # The residual is added last: added to W o first, a small update would be rounded away at the residual's scale.
-    middle, out = layer.out.forward(mixed, dropout, workspace, tag)
-    middle += x
+    branch, out = layer.out.forward(mixed, dropout, workspace, tag)
+    middle, kept_branch = join(layer, 0, branch, x, state, tag)
     normal, _ = norm(middle, layer.second_norm, state)
     gates_ups, gate_up = layer.gate_up.forward(normal, dropout, workspace, tag)
     saved = LayerSaved(
@@ -109,8 +111,40 @@ def forward_to_gates(
         middle=middle,
         gate_up=gate_up,
         gates_ups=gates_ups,
+        branches=(kept_branch, None),
     )
     return saved, dropout
+
+
+def join(
+    layer: Layer, which: int, branch: Tensor, stream: Tensor, state: Pass, tag: str
+) -> tuple[Tensor, Tensor | None]:
+    """The stream behind attention (0) or the MLP (1), and what of the branch the backward pass reads.
+
+    The stream is added last: added to W o first, a small update would be rounded away at its scale.
+    """
+    if layer.branch_norms is None:
+        if layer.branch_scale != 1:
+            branch *= layer.branch_scale
+        return branch.add_(stream), None
+    joined = state.workspace.take(f"joined.{which}.{tag}", *branch.shape)
+    inverse = state.workspace.take("inverse", len(branch), 1, dtype=wide(branch.dtype))
+    state.elementwise.rms_norm(branch, layer.branch_norms[which], state.eps, joined, inverse)
+    return joined.add_(stream), branch
+
+
+def branch_gradient(layer: Layer, which: int, saved: LayerSaved, state: Pass, dx: Tensor) -> Tensor:
+    """The gradient of what attention (0) or the MLP (1) gave, from that of the stream behind it, which stays."""
+    branch = saved.branches[which]
+    if layer.branch_norms is None or branch is None:
+        if layer.branch_scale == 1:
+            return dx
+        return torch.mul(dx, layer.branch_scale, out=state.workspace.take("branch", *dx.shape))
+    weight = layer.branch_norms[which]
+    _, inverse = norm(branch, weight, state)
+    gradient = state.workspace.take("branch", *dx.shape).zero_()
+    state.elementwise.add_rms_norm_backward(branch, weight, inverse, dx, gradient)
+    return gradient
 
 
 def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, through: bool) -> Tensor:
@@ -123,7 +157,7 @@ def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, 
     assert saved.down is not None
     gates, ups = saved.gates_ups.chunk(2, dim=1)
     saved.down.x = workspace.take("active", *gates.shape)
-    dactive, reduced = layer.down.backward_input(dx, saved.down, workspace)
+    dactive, reduced = layer.down.backward_input(branch_gradient(layer, 1, saved, state, dx), saved.down, workspace)
     assert dactive is not None
     state.elementwise.gate_backward(state.activation, dactive, gates, ups, saved.down.x)
     layer.down.backward_down(reduced, saved.down, workspace)
@@ -132,7 +166,7 @@ def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, 
     assert dnormal is not None
     add_norm_backward = state.elementwise.add_rms_norm_backward
     add_norm_backward(saved.middle, layer.second_norm, inverse, dnormal, dx)
-    dmixed = layer.out.backward(dx, saved.out, workspace)
+    dmixed = layer.out.backward(branch_gradient(layer, 0, saved, state, dx), saved.out, workspace)
     assert dmixed is not None
     if saved.chosen is not None:
         dx = spread(dx, saved.chosen, workspace.take("spread.x", *saved.x.shape))
@@ -154,8 +188,8 @@ def layer_backward(layer: Layer, saved: LayerSaved, state: Pass, dx: Tensor, *, 
         workspace,
     )
     v.copy_(dv)
-    rotate_back(dq, raw_q, state, layer.scale, layer.query_norm, turned.query_inverse)
-    rotate_back(dk.unsqueeze(2), raw_k, state, 1.0, layer.key_norm, turned.key_inverse)
+    rotate_back(dq, raw_q, layer, state, layer.scale, layer.query_norm, turned.query_inverse)
+    rotate_back(dk.unsqueeze(2), raw_k, layer, state, 1.0, layer.key_norm, turned.key_inverse)
     saved.qkv.x, inverse = norm(saved.x, layer.first_norm, state)
     dnormal = layer.qkv.backward(saved.joined, saved.qkv, workspace, through=through)
     if dnormal is not None:
@@ -200,9 +234,10 @@ def rotated(layer: Layer, joined: Tensor, state: Pass) -> Rotated:
     if layer.query_norm is not None and layer.key_norm is not None:
         raw_q, made.query_inverse = head_norm(raw_q, layer.query_norm, state, "query")
         raw_k, made.key_inverse = head_norm(raw_k, layer.key_norm, state, "key")
+    cosine, sine = state.turns[layer.positions]
     # Scores are scaled here, in fp32, and not on their square.
-    elementwise.rotate(raw_q, state.cosine * layer.scale, state.sine * layer.scale, made.q, pass_scale=layer.scale)
-    elementwise.rotate(raw_k, state.cosine, state.sine, made.k.unsqueeze(2))
+    elementwise.rotate(raw_q, cosine * layer.scale, sine * layer.scale, made.q, pass_scale=layer.scale)
+    elementwise.rotate(raw_k, cosine, sine, made.k.unsqueeze(2))
     return made
 
 
@@ -226,10 +261,17 @@ def split(layer: Layer, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rotate_back(
-    gradient: Tensor, raw: Tensor, state: Pass, scale: float, weight: Tensor | None, inverse: Tensor | None
+    gradient: Tensor,
+    raw: Tensor,
+    layer: Layer,
+    state: Pass,
+    scale: float,
+    weight: Tensor | None,
+    inverse: Tensor | None,
 ) -> None:
     """Put the gradient of the unrotated, unnormalised heads into the place of `raw`."""
-    cosine, sine = state.cosine * scale, -state.sine * scale
+    cosine, sine = state.turns[layer.positions]
+    cosine, sine = cosine * scale, -sine * scale
     if weight is None or inverse is None:
         state.elementwise.rotate(gradient, cosine, sine, raw, pass_scale=scale)
         return
