@@ -26,7 +26,7 @@ from lorasmith.engine.models.workspace import retain_heap
 from lorasmith.engine.training.computation import PackedComputation
 
 BENCHMARK = "training_shapes"
-PARAMETERS = ("smollm2-135m", "qwen2-0.5b", "tinyllama-1.1b")
+PARAMETERS = ("smollm2-135m", "gemma3-270m", "qwen2-0.5b", "tinyllama-1.1b")
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)  # tokens of a row, half of them labelled
 VOCABULARIES = (8_192, 49_152, 151_936)
 STEP_TOKENS = 2048

@@ -63,6 +63,19 @@ SHAPES: dict[str, Config] = {
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     },
+    "gemma3-270m": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262_144,
+        "hidden_size": 640,
+        "intermediate_size": 2_048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "sliding_window": 512,
+        "max_position_embeddings": 32_768,
+        "tie_word_embeddings": True,
+    },
     "qwen2.5-7b": {
         "model_type": "qwen2",
         "vocab_size": 152_064,
@@ -108,13 +121,13 @@ class Product:
 def layer_products(config: Config) -> list[Product]:
     """The products of the decoder layers, which every token passes."""
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    head_dim = hidden // config["num_attention_heads"]
-    keys = head_dim * config["num_key_value_heads"]
+    head_dim = config.get("head_dim", hidden // config["num_attention_heads"])
+    queries, keys = head_dim * config["num_attention_heads"], head_dim * config["num_key_value_heads"]
     return [
-        Product("q_proj", hidden, hidden, layers),
+        Product("q_proj", queries, hidden, layers),
         Product("k_proj", keys, hidden, layers),
         Product("v_proj", keys, hidden, layers),
-        Product("o_proj", hidden, hidden, layers),
+        Product("o_proj", hidden, queries, layers),
         Product("gate_proj", inner, hidden, layers),
         Product("up_proj", inner, hidden, layers),
         Product("down_proj", hidden, inner, layers),
