@@ -49,6 +49,11 @@ from tests.engine.conftest import Shaped
 from tests.engine.small_jobs import run_engine, tie_ends
 
 
+def adapter_and_weights(shape: RunShape) -> int:
+    memory = estimate_memory(shape, Process(0, 0))
+    return memory.weights_bytes + memory.packed_bytes + memory.adapter_bytes
+
+
 def test_weights_and_trained_elements_are_those_of_the_loaded_model(shaped: Shaped, qwen2_folder: Path) -> None:
     shape = shaped()
     model, _ = adapted(load_model(qwen2_folder), shape.lora, qwen2_folder, SilentReporter(qwen2_folder))
@@ -63,6 +68,22 @@ def test_mapped_weights_are_counted_once_and_what_is_joined_twice(shaped: Shaped
     shape.step_bytes = 0
     layer = (64 + 32 + 32) * 64 + 2 * 128 * 64  # q, k, v and gate, up are joined
     assert estimate_memory(shape, Process(0, 0)).weights_bytes == shape.weight_bytes + 4 * 2 * layer
+
+
+def test_what_is_given_back_before_the_first_step_and_what_draws_after_the_last_are_counted_once(
+    shaped: Shaped,
+) -> None:
+    shape = shaped()
+    shape.step_bytes, mega = 0, 10**6
+
+    def peak(**measured: int) -> int:
+        return estimate_memory(shape, Process(500 * mega, 0, **measured)).peak_bytes
+
+    held = peak() - 500 * mega
+    assert peak(freed_bytes=mega // 10) == peak() - mega // 10
+    assert peak(drawing_bytes=100 * mega, freed_bytes=mega) == 500 * mega + adapter_and_weights(shape) + 99 * mega
+    shape.step_bytes = 200 * mega
+    assert peak(drawing_bytes=100 * mega) == 700 * mega + held  # a step's buffers are free by then
 
 
 def test_packing_is_counted_as_the_packed_model_has_it(shaped: Shaped, qwen2_folder: Path) -> None:

@@ -54,10 +54,10 @@ class Workspace:
 
 def retain_heap() -> None:
     """Let glibc keep memory that is freed from now on: a step that maps and unmaps gigabytes spends a fifth of its time in page faults."""
-    mallopt, trim = glibc("mallopt"), glibc("malloc_trim")
-    if mallopt is None or trim is None:
+    mallopt = glibc("mallopt")
+    if mallopt is None:
         return  # another C library; its allocator keeps what it likes
-    trim(0)
+    trim_heap()
     trim_threshold, top_pad, mmap_max = -1, -2, -4
     mallopt(trim_threshold, -1)
     mallopt(mmap_max, 0)
@@ -70,14 +70,20 @@ def release_heap() -> None:
     Where `retain_heap` said nothing, tensors that find no place in the heap are mapped from now on. glibc maps those of up to
     32 MB only until it has freed one as large, and then keeps gigabytes of them below small things that outlive a step.
     """
-    trim, mallopt = glibc("malloc_trim"), glibc("mallopt")
+    mallopt = glibc("mallopt")
     if mallopt is not None:
         mmap_threshold = -3
         mallopt(mmap_threshold, MAPPED_BYTES)
-    if trim is not None:
-        trim(0)
+    trim_heap()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def trim_heap() -> None:
+    """Give memory that was freed until now back to the system."""
+    trim = glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
 
 
 def glibc(function: str) -> Any:

@@ -54,6 +54,10 @@ class Computation(Protocol):
         """Compute no more than that at once from now on; what was kept for more is freed."""
         ...
 
+    def free(self) -> None:
+        """Give up what is kept from one step to the next."""
+        ...
+
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
         """Add the gradient of `scale` times the summed loss of those rows to the adapter's `.grad`; returns the sum in nats.
 
@@ -105,6 +109,9 @@ class PackedComputation:
 
     def limit(self, at_once: int) -> None:
         self.at_once = at_once
+        self.free()
+
+    def free(self) -> None:
         self.decoder.workspace.clear()
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
@@ -169,6 +176,9 @@ class PeftComputation:
 
     def limit(self, at_once: int) -> None:
         self.at_once = at_once
+
+    def free(self) -> None:
+        pass
 
     def gradients(self, indices: Sequence[int], rows: Sequence[RenderedExample], *, scale: float, step: int) -> float:
         torch.manual_seed(hash((self.seed, step, *indices)))

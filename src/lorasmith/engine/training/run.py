@@ -186,6 +186,7 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
         )
     check_result({name: parameter.detach() for name, parameter in trainable(model).items()})
     report("phase", name="save")
+    training.computation.free()  # what draws the losses then fits in its place
     write_adapter(folder, order, training, tokenizer, base_folder, result, report)
     fault_point("train.written")
     for cache in (PREFIX, TOKENS):

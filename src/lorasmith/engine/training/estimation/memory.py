@@ -52,11 +52,14 @@ CGROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.us
 class Process:
     """Measured: resident bytes once rows are tokenised, and what libraries take more when they compute.
 
-    The first of several processes also draws the losses, so that the further ones have less.
+    Of the resident bytes the packed decoder gives `freed_bytes` back before its first step. The first of several processes also
+    draws the losses at the end.
     """
 
     resident_bytes: int
     libraries_bytes: int
+    freed_bytes: int = 0
+    drawing_bytes: int = 0
     further_bytes: int = 0  # resident in each further process
 
 
@@ -91,16 +94,18 @@ def estimate_memory(shape: RunShape, process: Process) -> MemoryEstimate:
     step = shape.step_bytes or 0
     saving = max(0, state_bytes(shape) - shape.trained_elements * 4)  # in the place of the gradients
     reduction = reduction_bytes(shape)
-    training = frozen + packed + adapter + step + process.libraries_bytes
+    freed = process.freed_bytes if shape.decoder is not None else 0
+    held = frozen + packed + adapter - freed
+    training = held + step + process.libraries_bytes
     read = shape.stored.largest_bytes if shape.quantization else shape.stored.file_bytes  # at once, beside its copy
     loading = shape.weight_bytes + (0 if mapped else read)
-    first = process.resident_bytes + max(training + max(saving, reduction), loading)
+    first = process.resident_bytes + max(training + max(saving, reduction), loading, held + process.drawing_bytes)
     further = process.further_bytes + max(training + reduction, loading)  # writes nothing
     peaks = [first, *[further] * (shape.processes - 1)]
     return MemoryEstimate(
         peak_bytes=sum(peaks),
         process_peaks_bytes=peaks,
-        process_bytes=process.resident_bytes,
+        process_bytes=process.resident_bytes - freed,
         libraries_bytes=process.libraries_bytes,
         weights_bytes=frozen,
         packed_bytes=packed,

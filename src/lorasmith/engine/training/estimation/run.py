@@ -15,6 +15,7 @@ from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.models.device import choose_device, device_name
 from lorasmith.engine.models.loading import load_tokenizer, model_folder
 from lorasmith.engine.models.precision import choose_memory, choose_precision
+from lorasmith.engine.models.workspace import trim_heap
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.devices import Devices, launch
 from lorasmith.engine.training.estimation.memory import Process, resident_bytes
@@ -78,10 +79,16 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices, th
     material.rows(spec, spec.training.too_long)
     started_s = process_seconds()
     touch_libraries(material, spec)
-    residents = devices.gather(resident_bytes())
-    drawing_s = drawing_seconds(folder) if devices.first else 0.0
-    # a model without weights, which follows, loads more than a run does
-    idle = Process(resident_bytes(), libraries_bytes=0, further_bytes=max(residents[1:], default=0))
+    # now, as a model without weights, which follows, loads more than a run does
+    resident = resident_bytes()
+    trim_heap()
+    freed = resident - resident_bytes()
+    idle = Process(resident, 0, freed, further_bytes=max(devices.gather(resident)[1:], default=0))
+    drawing_s = 0.0
+    if devices.first:
+        before = resident_bytes()
+        drawing_s = drawing_seconds(folder)
+        idle = replace(idle, drawing_bytes=resident_bytes() - before)
 
     report("phase", name="rehearse")
     shape = shape_run(material, spec, devices=devices)
@@ -136,7 +143,7 @@ def touch_libraries(material: Material, spec: TrainingSpec) -> None:
 
 
 def drawing_seconds(folder: Path) -> float:
-    """Draw as a run draws its losses at its end: that is part of its time, and its libraries of its peak."""
+    """Draw as a run draws its losses at its end."""
     began = time.perf_counter()
     from matplotlib.figure import Figure
 
