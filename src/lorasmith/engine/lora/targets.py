@@ -44,7 +44,7 @@ def resolve_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> l
         if not chosen:
             there = [f"linear layers: {', '.join(sorted(names))}"] if names else []
             if left := left_out(model, wanted):
-                there.append(f"weights that cannot be adapted, as they are in no plain linear layer: {', '.join(left)}")
+                there.append(f"weights that cannot be adapted: {', '.join(left)}")
             raise InvalidSpec(
                 f"this model has no linear layer in the role {wanted!r}", hint=f"it has {'; '.join(there)}"
             )
@@ -52,7 +52,7 @@ def resolve_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> l
     missing = [name for name in wanted if not any(is_target(path, [name]) for path in linear)]
     if missing and any(is_target(path, missing[:1]) for path in unreached):
         raise InvalidSpec(
-            f"target module {missing[0]!r} cannot be adapted: the model does more than multiply by it",
+            f"target module {missing[0]!r} cannot be adapted: an update of it would not reach the layers that have the name",
             hint=f"this model has: {', '.join(sorted(names))}",
         )
     if missing:
@@ -64,23 +64,34 @@ def resolve_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> l
 
 
 def linear_paths(model: PreTrainedModel) -> tuple[list[str], list[str]]:
-    """Of every linear layer but the output head; apart, of those whose weight the model uses otherwise than as a layer."""
+    """Of every linear layer but the output head; apart, of those that an update of that name would not reach."""
     from torch import nn
 
     head = model.get_output_embeddings()
     linear = {
         path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
     }
-    unreached = [path for path, module in linear.items() if is_unreached(model, path, module)]
+    expert_names = names_of_experts(model, {path.rpartition(".")[2] for path in linear})
+    unreached = [path for path, module in linear.items() if is_unreached(model, path, module, expert_names)]
     return [path for path in linear if path not in unreached], unreached
 
 
-def is_unreached(model: PreTrainedModel, path: str, module: nn.Module) -> bool:
+def names_of_experts(model: PreTrainedModel, names: set[str]) -> set[str]:
+    """Those that PEFT takes for experts, once layers of their own and now one tensor, and not for the layers that have them."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=sorted(names))
+    convert_peft_config_for_transformers(config, model, None)
+    return names.difference(config.target_modules or [])
+
+
+def is_unreached(model: PreTrainedModel, path: str, module: nn.Module, expert_names: set[str]) -> bool:
     """A router gives more than a product; the kernels of a Mamba block take weights."""
     around, _, name = path.rpartition(".")
     block = model.get_submodule(around)
     in_mamba = all(hasattr(block, part) for part in ("A_log", "conv1d", "in_proj"))
-    return "Router" in type(module).__name__ or (in_mamba and name in MAMBA_KERNEL_NAMES)
+    return name in expert_names or "Router" in type(module).__name__ or (in_mamba and name in MAMBA_KERNEL_NAMES)
 
 
 def is_target(path: str, targets: Iterable[str]) -> bool:
@@ -136,6 +147,6 @@ def left_out_note(model: PreTrainedModel, wanted: str | list[str]) -> str | None
     if share < TOLD_SHARE:
         return None
     return (
-        f"target_modules {wanted!r} adapts plain linear layers alone: {share:.0%} of the model's weights are in others "
-        f"and stay as they are: {', '.join(left)}"
+        f"target_modules {wanted!r}: {share:.0%} of the model's weights cannot be adapted and stay as they are: "
+        f"{', '.join(left)}"
     )
