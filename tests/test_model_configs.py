@@ -44,8 +44,14 @@ def test_a_model_with_eyes_is_let_in_for_its_language_model() -> None:
     assert {"Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration", "Qwen3_5Model"} == architectures("qwen3_5")
 
 
+def test_a_part_of_a_config_without_a_name_is_let_in(copy: Path) -> None:
+    change(copy / "config.json", attn_config={"model_type": ""})  # as transformers saves an MPT
+    check_model_folder(copy)
+
+
 CONFIGS: list[dict[str, Any]] = [
     {"model_type": "evil"},
+    {"model_type": ""},
     {"model_type": None},
     {"model_type": ["llama"]},
     {"model_type": "../llama"},

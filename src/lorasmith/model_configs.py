@@ -101,7 +101,7 @@ def check_fields(path: Path) -> None:
             refuse(path, field, value, "nothing", "take the field out if you trust the weights")
         if "remote_code" in name and value:
             refuse(path, field, value, "false", "take the field out: code of the model's own is not run")
-        if name == "model_type" and not is_plain(value):
+        if name == "model_type" and value != "" and not is_plain(value):  # "" names nothing, as parts of an MPT do
             refuse(path, field, value, "the name of a model family", "take the field out if you trust the weights")
         if name == "quant_method" and not (
             is_plain(value) if methods is None else is_plain(value) and value in methods

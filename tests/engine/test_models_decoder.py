@@ -122,6 +122,22 @@ def test_rows_of_several_blocks_equal_peft(family: str) -> None:
     assert_equals_peft(model, random_rows(lengths), scale=0.001)
 
 
+# Read by other families; a window of more than the 24 tokens of the probe shows in longer rows alone.
+FOREIGN = {
+    "llama": {"sliding_window": 30, "logits_scaling": 3.0, "residual_multiplier": 0.5, "no_rope_layers": [0, 1, 0]},
+    "mistral": {"sliding_window": 30, "layer_types": ["full_attention", "sliding_attention"]},
+    "phi3": {"sliding_window": 30, "layer_types": ["full_attention", "sliding_attention"]},
+    "qwen3": {"logits_scaling": 3.0, "embedding_multiplier": 2.0},
+    "gemma": {"sliding_window": 30, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": {"sliding_window": 30, "no_rope_layers": [0, 1, 0]},
+}
+
+
+@pytest.mark.parametrize("family", FOREIGN)
+def test_fields_that_a_family_does_not_read_change_nothing(family: str) -> None:
+    assert_equals_peft(adapted(tiny_base(family, **FOREIGN[family])), random_rows(LENGTHS))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -291,6 +291,12 @@ def test_masks_of_a_rehearsal_are_as_large_as_drawn_ones_and_not_drawn() -> None
     assert psutil.Process().memory_info().rss - resident < 50e6
 
 
+def test_products_with_experts_are_rehearsed_in_fp32() -> None:
+    with Unperformed():
+        product = torch._grouped_mm(torch.zeros(8, 16), torch.zeros(2, 16, 32), offs=torch.tensor([3, 8]).int())
+    assert (product.shape, product.dtype) == ((8, 32), torch.float32)
+
+
 def test_what_fails_in_a_rehearsal_is_said() -> None:
     def fails() -> Callable[[], None]:
         raise ValueError("no such layer")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
+from lorasmith.engine.lora.targets import is_target, resolve_target_modules
 from lorasmith.errors import InvalidSpec, did_you_mean
 from lorasmith.schemas.training import InitialWeights
 
@@ -30,33 +31,6 @@ class LoRATargetModules(StrEnum):
     @classmethod
     def attention(cls) -> list[str]:
         return [cls.Q_PROJ, cls.V_PROJ, cls.K_PROJ, cls.O_PROJ]
-
-
-# Last parts of module names, over the families that transformers ships.
-ATTENTION_NAMES = {
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "out_proj",
-    "qkv_proj",
-    "dense",
-    "query_key_value",
-    "c_attn",
-    "Wqkv",
-    "wo",
-}
-MLP_NAMES = {
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-    "gate_up_proj",
-    "fc1",
-    "fc2",
-    "c_fc",
-    "dense_h_to_4h",
-    "dense_4h_to_h",
-}
 
 
 @dataclass
@@ -194,7 +168,7 @@ def adapted_shapes(model: PreTrainedModel, targets: list[str], layers: list[int]
     shapes = {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets
+        if isinstance(module, nn.Linear) and is_target(name, targets)
     }
     if layers is None:
         return shapes
@@ -258,36 +232,3 @@ def check_module_to_save(model: PreTrainedModel, name: str, targets: list[str]) 
             f"modules_to_save {name!r} matches no module{did_you_mean(name, with_weights)}",
             hint=f"this model has: {', '.join(sorted(with_weights))}",
         )
-
-
-def resolve_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> list[str]:
-    """Last name parts of the linear layers to adapt. Raises `InvalidSpec` for a name that matches nothing.
-
-    `attention` and `mlp` are the model's own names for them; `all` is every linear layer but the output head.
-    """
-    from torch import nn
-
-    head = model.get_output_embeddings()
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    if isinstance(wanted, str):
-        roles = {"attention": linear & ATTENTION_NAMES, "mlp": linear & MLP_NAMES, "all": linear}
-        if wanted not in roles:
-            raise InvalidSpec(
-                f"no target role {wanted!r}{did_you_mean(wanted, roles)}", hint="attention, mlp, all, or a list"
-            )
-        if not roles[wanted]:
-            raise InvalidSpec(
-                f"this model has no linear layer in the role {wanted!r}", hint=f"it has: {', '.join(sorted(linear))}"
-            )
-        return sorted(roles[wanted])
-    missing = [name for name in wanted if name not in linear]
-    if missing:
-        raise InvalidSpec(
-            f"target module {missing[0]!r} matches no linear layer{did_you_mean(missing[0], linear)}",
-            hint=f"this model has: {', '.join(sorted(linear))}",
-        )
-    return list(wanted)

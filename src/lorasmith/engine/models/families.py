@@ -29,6 +29,8 @@ from lorasmith.engine.models.device import device_of
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text", "smollm3", "granite")
 NORMS_ADD_ONE = ("gemma", "gemma3_text")  # store what is added to one
 ALIKE = "all layers"  # the key of rotary positions that all layers share
+SLIDING = ("mistral", "phi3")  # every layer, where the config has a window
+SLIDING_BY_KIND = ("qwen2", "qwen3", "gemma3_text", "smollm3")  # the layers that `layer_types` names
 BY_LENGTH = {"dynamic", "longrope"}  # rotary positions that depend on the length of a row
 ACTIVATIONS = {
     "silu": "silu",
@@ -157,7 +159,7 @@ def read_decoder(model: PeftModel) -> Decoder:
                 key_norm=norm_weight(config, attention.k_norm) if hasattr(attention, "k_norm") else None,
                 positions=positions(config, number),
                 branch_norms=branch_norms(config, block),
-                branch_scale=float(getattr(config, "residual_multiplier", 1.0)),
+                branch_scale=multiplier(config, "residual_multiplier"),
             )
         )
     return Decoder(
@@ -166,7 +168,7 @@ def read_decoder(model: PeftModel) -> Decoder:
         layers=layers,
         final_norm=norm_weight(config, base.model.norm),
         head=head_matrix(base.lm_head),
-        logit_scale=1 / getattr(config, "logits_scaling", 1.0),
+        logit_scale=1 / multiplier(config, "logits_scaling"),
         eps=config.rms_norm_eps,
         activation=ACTIVATIONS[activation(config)],
         rotary=rotary,
@@ -315,7 +317,12 @@ def branch_norms(config: Any, block: Any) -> tuple[Tensor, Tensor] | None:
 def embedding_scale(config: Any) -> float:
     if config.model_type in ("gemma", "gemma3_text"):
         return float(config.hidden_size**0.5)
-    return float(getattr(config, "embedding_multiplier", 1.0))
+    return multiplier(config, "embedding_multiplier")
+
+
+def multiplier(config: Any, name: str) -> float:
+    """Of Granite alone: a config may hold fields of another family, which transformers does not read."""
+    return float(getattr(config, name)) if config.model_type == "granite" else 1.0
 
 
 def activation(config: Any) -> str:
@@ -337,13 +344,12 @@ def is_by_length(rope_type: str | dict[str, str]) -> bool:
 
 def positions(config: Any, layer: int) -> str | None:
     """The key of the decoder's `rotary`: a kind of layer where each has its own, None where a layer has none."""
-    if not getattr(config, "no_rope_layers", None) or config.no_rope_layers[layer]:
-        return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else ALIKE
-    return None
+    if config.model_type == "smollm3" and not config.no_rope_layers[layer]:
+        return None
+    return str(config.layer_types[layer]) if config.model_type == "gemma3_text" else ALIKE
 
 
 def window(config: Any, layer: int) -> int | None:
-    """Tokens that a layer sees back, itself included, or None for all."""
-    size: int | None = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    return size if size and (kinds is None or kinds[layer] == "sliding_attention") else None
+    """Tokens that a layer sees back, itself included, or None for all: also where the config of another family has a window."""
+    by_kind = config.model_type in SLIDING_BY_KIND and config.layer_types[layer] == "sliding_attention"
+    return config.sliding_window or None if by_kind or config.model_type in SLIDING else None

@@ -17,6 +17,7 @@ from lorasmith.engine.data.templates import choose_template
 from lorasmith.engine.lora.config import LoRAConfig, fit
 from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
+from lorasmith.engine.lora.targets import left_out_note
 from lorasmith.engine.models.device import Device, device_name, gpu_peak_bytes
 from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_model, load_tokenizer, model_folder
 from lorasmith.engine.models.precision import DTYPES, Precision
@@ -114,6 +115,8 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
         )
 
     torch.manual_seed(spec.training.seed)
+    if note := left_out_note(base, spec.lora.target_modules):
+        report("note", text=note)
     lora = fit(LoRAConfig(r=spec.lora.rank, **spec.lora.model_dump(exclude={"rank"})), base)
     with devices.first_before_others():
         model, initial = adapted(base, lora, folder, report)

@@ -78,8 +78,11 @@ class Unperformed(TorchDispatchMode):
         if "device" in kwargs or not any(isinstance(value, Tensor) for value in flat((args, kwargs))):
             meta_kwargs["device"] = "meta"
         floating = any_floating((args, kwargs))
+        like, back = shape_only, unchanged
+        if func is torch.ops.aten._grouped_mm.default:  # shapes are known in bf16 alone, and computed in any type
+            like, back = shape_in_bf16, partial(in_dtype, args[0].dtype)
         try:
-            found = func(*mapped(shape_only, args), **mapped(shape_only, meta_kwargs))
+            found = mapped(back, func(*mapped(like, args), **mapped(like, meta_kwargs)))
         except (NotImplementedError, RuntimeError, TypeError):
             if floating:
                 raise
@@ -159,6 +162,18 @@ def shape_only(value: Any) -> Any:
     if value.is_mkldnn:  # packed
         return torch.empty(value.size(), dtype=value.dtype, device="meta")
     return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+
+
+def shape_in_bf16(value: Any) -> Any:
+    return in_dtype(torch.bfloat16, shape_only(value))
+
+
+def in_dtype(dtype: torch.dtype, value: Any) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def unchanged(value: Any) -> Any:
+    return value
 
 
 def integer_indices(indices: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from lorasmith.engine.data.examples import read_examples
 from lorasmith.engine.data.labels import stop_ids
 from lorasmith.engine.data.templates import choose_template
+from lorasmith.engine.lora.targets import left_out_note
 from lorasmith.engine.models.device import choose_device, device_name
 from lorasmith.engine.models.loading import load_tokenizer, model_folder
 from lorasmith.engine.models.precision import choose_memory, choose_precision
@@ -92,6 +93,8 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices, th
 
     report("phase", name="rehearse")
     shape = shape_run(material, spec, devices=devices)
+    if devices.first and (note := left_out_note(shape.base, spec.lora.target_modules)):
+        report("note", text=note)
     loading_s = read_seconds(material.folder, shape.stored.file_bytes) + quantising_seconds(shape)
     tried = candidates(material, shape, idle) if devices.first else []
     report("phase", name="measure")

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lorasmith.engine.lora.config import LoRAConfig, fit, pattern_of
 from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.lora.quantized_linear import QuantizedLinear
+from lorasmith.engine.lora.targets import is_target
 from lorasmith.engine.models.families import Decoder
 from lorasmith.engine.models.quantized_loading import ends_of, linears_to_quantize, widen_ends
 from lorasmith.engine.training.checkpoints import trainable
@@ -133,7 +134,15 @@ def fitted(lora: LoRAConfig, base: PreTrainedModel) -> LoRAConfig:
         return {key: value for key, value in patterns.items() if any(pattern_of(name, [key]) for name in names)}
 
     return fit(
-        replace(lora, layers=None, rank_pattern=there(lora.rank_pattern), alpha_pattern=there(lora.alpha_pattern)),
+        replace(
+            lora,
+            layers=None,
+            target_modules=[
+                target for target in lora.target_modules if any(is_target(name, [target]) for name in names)
+            ],
+            rank_pattern=there(lora.rank_pattern),
+            alpha_pattern=there(lora.alpha_pattern),
+        ),
         base,
     )
 
