@@ -40,6 +40,11 @@ class Commands(TyperGroup):
                 raise
             show_error(error)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if ctx.params.get("debug") or error.filename is None:
+                raise
+            show_error(LorasmithError(f"{error.filename}: {error.strerror}", hint="lorasmith --debug shows where"))
+            raise typer.Exit(LorasmithError.exit_code) from error
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
