@@ -85,6 +85,18 @@ def mounted(folder: Path, megabytes: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)  # an engine may still be ending there
 
 
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """That folder on a file system that takes nothing; what is open stays open."""
+    if subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a folder")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 @pytest.fixture(scope="session")
 def starter() -> Path:
     return starter_model()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 from ulid import ULID
 
 from lorasmith import files
-from lorasmith.errors import Conflict, DiskFull, InvalidData
+from lorasmith.errors import Conflict, DiskFull, InvalidData, LorasmithError
 from lorasmith.files import (
     append_lines,
     cut_torn_line,
@@ -27,6 +28,7 @@ from lorasmith.files import (
     write_bytes,
     write_text,
 )
+from tests.conftest import read_only
 
 
 def test_a_staged_folder_appears_whole_with_a_manifest(tmp_path: Path) -> None:
@@ -176,6 +178,31 @@ def test_the_errors_of_rust_are_told_apart_by_their_number(tmp_path: Path, code:
     failed = SafetensorError(f"Error while serializing: I/O error: {os.strerror(code)} (os error {code})")
     with pytest.raises(SafetensorError if code == errno.EIO else DiskFull), disk_errors(tmp_path):
         raise failed
+
+
+def test_a_read_only_file_system_is_named_and_nothing_stays(tmp_path: Path) -> None:
+    write_text(tmp_path / "state.json", "old")
+    with read_only(tmp_path):
+        with pytest.raises(LorasmithError, match="writing below .* failed: the file system is read-only"):
+            write_text(tmp_path / "state.json", "new")
+        with pytest.raises(LorasmithError, match="the file system is read-only"), staged_folder(tmp_path / "adapter"):
+            pass
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [("state.json", "old")]
+
+
+def test_a_limit_on_the_size_of_files_is_named(tmp_path: Path) -> None:
+    """Also where safetensors writes, whose error has no errno."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    told = pytest.raises(LorasmithError, match="a file would be larger than this process may write")
+    try:
+        with told, staged_folder(tmp_path / "adapter") as folder:
+            save_file({"weight": np.zeros(100_000)}, folder / "weights.safetensors")
+        with told:
+            write_bytes(tmp_path / "rows", bytes(200_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"half', b"x" * 200_000])

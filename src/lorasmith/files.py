@@ -22,14 +22,19 @@ from typing import Any, BinaryIO
 
 from ulid import ULID
 
-from lorasmith.errors import Conflict, DiskFull, InvalidData, NotFound
+from lorasmith.errors import Conflict, DiskFull, InvalidData, LorasmithError, NotFound
 from lorasmith.faults import fault_point
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 STAGING_NAME = re.compile(rf"{re.escape(STAGING_PREFIX)}[0-9A-HJKMNP-TV-Z]{{26}}")  # a ULID
 BLOCK_BYTES = 1 << 16
+RUST_CODE = re.compile(r"\(os error (\d+)\)")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = {
+    errno.EROFS: ("the file system is read-only", "make it writable, or choose another place with --home"),
+    errno.EFBIG: ("a file would be larger than this process may write", "raise the limit: ulimit -f unlimited"),
+}
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of fcntl.h and stdio.h
 
 
@@ -66,21 +71,32 @@ def only_one_process(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or quota into `DiskFull`, naming the folder and how much is left; SQLite's and Rust's errors too."""
+    """Turn a full disk or quota into `DiskFull`, naming the folder and how much is left; SQLite's and Rust's errors too.
+
+    A read-only file system and a limit on the size of files are named as well.
+    """
     try:
         yield
     except Exception as error:
-        if not tells_full_disk(error):
-            raise
-        raise disk_full(path) from error
+        code = disk_code(error)
+        if code in FULL:
+            raise disk_full(path) from error
+        if code in REFUSED:
+            why, way_out = REFUSED[code]
+            named = getattr(error, "filename", None)  # a library's own place may be another one
+            place = existing_parent(Path(named) if isinstance(named, str) else path)
+            raise LorasmithError(f"writing below {place} failed: {why}", hint=way_out) from error
+        raise
 
 
-def tells_full_disk(error: Exception) -> bool:
+def disk_code(error: Exception) -> int | None:
+    """The number in `errno` of what the disk said, or None."""
     if isinstance(error, OSError):
-        return error.errno in FULL
+        return error.errno
     if isinstance(error, sqlite3.OperationalError):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    return any(f"(os error {code})" in str(error) for code in FULL)  # of Rust: safetensors and tokenizers have no errno
+        return errno.ENOSPC if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL else None
+    told = RUST_CODE.search(str(error))  # safetensors and tokenizers have no errno
+    return int(told[1]) if told else None
 
 
 def disk_full(path: Path) -> DiskFull:

@@ -15,7 +15,7 @@ import pytest
 from lorasmith.errors import DiskFull
 from lorasmith.files import read_json
 from lorasmith.jobs.folder import EventReader, read_error
-from tests.conftest import mounted
+from tests.conftest import mounted, read_only
 from tests.engine.small_jobs import events
 
 Job = Callable[..., Path]
@@ -48,6 +48,20 @@ def test_a_crash_is_told_where_the_log_cannot_be_written(qwen2_folder: Path, tra
     assert read_json(folder / "error.json")["reason_code"] == "crashed"
 
 
+def test_a_folder_that_takes_nothing_any_more_is_told_in_the_log(
+    qwen2_folder: Path, training_job: Job, tmp_path: Path
+) -> None:
+    folder, log = training_job(qwen2_folder, num_epochs=2000), tmp_path / "log.txt"
+    with started(folder, log) as process:
+        until_it_takes_steps(folder)
+        with read_only(folder):
+            assert process.wait(120) == 1
+    assert log.read_text(encoding="utf-8").splitlines()[-1] == (
+        f"writing below {folder} failed: the file system is read-only"
+    )
+    assert "Traceback" not in log.read_text(encoding="utf-8")
+
+
 def test_the_file_of_tensorboard_may_be_what_does_not_fit(
     qwen2_folder: Path, training_job: Job, tmp_path: Path
 ) -> None:
@@ -70,10 +84,7 @@ def test_a_run_goes_on_after_its_disk_was_full(qwen2_folder: Path, training_job:
     with mounted(folder, megabytes=12):
         (folder / "job.json").write_bytes(order)
         with started(folder, folder / "log.txt") as process:
-            deadline = time.monotonic() + 120
-            while not (folder / "events.jsonl").exists() or not steps(folder):
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            until_it_takes_steps(folder)
             fill(folder)
             assert process.wait(120) == DiskFull.exit_code
         error = read_error(folder)
@@ -91,6 +102,13 @@ def test_a_run_goes_on_after_its_disk_was_full(qwen2_folder: Path, training_job:
             assert process.wait(120) == 5
         assert numbers(folder) == list(range(1, len(numbers(folder)) + 1))
         assert len(numbers(folder)) > len(before)
+
+
+def until_it_takes_steps(folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not steps(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def fill(folder: Path, but_bytes: int = 0) -> None:

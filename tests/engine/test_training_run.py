@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import render_example
@@ -125,6 +125,31 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert resumed["training_loss"] == expected["training_loss"]
     assert resumed["validation_loss"] == expected["validation_loss"]
     assert_same_bits(whole, stopped)
+
+
+@pytest.mark.parametrize("part", ["base", "training rows", "validation rows"])
+def test_a_run_goes_on_with_what_it_began_with_alone(
+    qwen2_folder: Path, training_job: Job, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(qwen2_folder, tmp_path / "model")
+    files = {"base": "model/model.safetensors", "training rows": "train.jsonl", "validation rows": "val.jsonl"}
+    folder, changed = training_job(model), tmp_path / files[part]
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_at_step(5, patched)
+        run_engine(folder)
+    before = changed.read_bytes()
+    if part == "base":
+        tuned = {name: 1.01 * weight for name, weight in load_file(changed).items()}
+        save_file(tuned, changed, metadata={"format": "pt"})
+    else:
+        changed.write_bytes(b"".join(before.splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        InvalidData, match=f"/(model|.*jsonl) has changed, and a run goes on with the {part} that it began with"
+    ):
+        run_engine(folder)
+    changed.write_bytes(before)
+    run_engine(folder)
+    assert [event["step"] for event in events(folder, "resumed")] == [5]
 
 
 def test_what_frozen_layers_compute_is_kept_while_the_run_can_go_on_and_removed_when_it_is_completed(

@@ -144,6 +144,7 @@ def test_a_run_that_was_asked_to_stop_is_not_started_again(workbench: Workbench,
         train(workbench, killed, watch)
     assert not isinstance(failure.value, Killed)
     assert watch.kills == 1
+    assert show_job(workbench, killed.id).reason == "the engine process was killed by SIGKILL"
 
 
 def test_a_run_that_asks_for_a_gpu_waits_for_it_and_not_for_cores(job: Asks) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from lorasmith.errors import NotFound
 from lorasmith.files import append_lines, write_json
 from lorasmith.jobs import leases
 from lorasmith.jobs.leases import LeaseKeeper, holder
 from lorasmith.jobs.processes import LOCK
 from lorasmith.schemas.jobs import Event, Job, JobKind, JobStatus, now
 from lorasmith.services import worker as worker_module
-from lorasmith.services.jobs import create_job, list_jobs
+from lorasmith.services.jobs import create_job, list_jobs, queue_again, run_in_foreground
 from lorasmith.services.workbench import Workbench
 from lorasmith.services.worker import TRIES, Worker
 from lorasmith.settings import Settings
@@ -188,3 +190,25 @@ def test_a_job_that_cannot_start_has_failed_and_the_next_one_is_tried(
         status, reason = status_of(workbench, job)
         assert (status, "it did not start: [Errno 21] Is a directory" in str(reason)) == (JobStatus.FAILED, True)
         assert f"{job.id} did not start" in caplog.text
+
+
+def test_a_job_whose_folder_is_gone_has_failed_and_says_so(workbench: Workbench, worker: Worker) -> None:
+    removed, sound = left(workbench), left(workbench)
+    waiting = create_job(workbench, JobKind.TRAINING, "waits", {}, {})
+    for job in (removed, waiting):
+        shutil.rmtree(workbench.path(job.folder))
+    write_json(workbench.path(sound.folder) / "error.json", {"reason_code": "oom", "message": "no memory"})
+    for _ in range(2):
+        look(worker)
+    assert status_of(workbench, sound) == (JobStatus.FAILED, "no memory")
+    for job in (removed, waiting):
+        folder = workbench.path(job.folder)
+        assert status_of(workbench, job) == (JobStatus.FAILED, f"the job's folder {folder} is gone")
+        assert not folder.exists()
+    assert worker.running == []
+    with pytest.raises(NotFound, match=f"the job's folder {workbench.path(waiting.folder)} is gone") as told:
+        queue_again(workbench, waiting)
+    assert told.value.hint == "put it back and resume the job, or begin another one"
+    with pytest.raises(NotFound, match="is gone"):
+        run_in_foreground(workbench, waiting, lambda event: None)
+    assert status_of(workbench, waiting)[0] is JobStatus.FAILED

@@ -6,11 +6,12 @@ from threading import Barrier
 
 import pytest
 
-from lorasmith.errors import Conflict, DiskFull, NotFound
+from lorasmith.errors import Conflict, DiskFull, LorasmithError, NotFound
 from lorasmith.schemas.models import BaseModelEntry
 from lorasmith.services.workbench import Workbench
 from lorasmith.settings import Settings
 from lorasmith.store.database import HEAD_REVISION, Base, current_revision, open_database, reading
+from tests.conftest import read_only
 
 
 def entry(name: str) -> BaseModelEntry:
@@ -92,3 +93,13 @@ def test_a_row_that_does_not_fit_is_a_full_disk(small_disk: Path) -> None:
         assert workbench.models.list() == []
     finally:
         workbench.models.engine.dispose()  # so that the file system below it can be taken away
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with read_only(home), pytest.raises(LorasmithError, match=f"the home folder {home} cannot be read and written: "):
+        Workbench.open(Settings(home=home))
+    (tmp_path / "file").touch()
+    with pytest.raises(LorasmithError, match="/file cannot be read and written: File exists"):
+        Workbench.open(Settings(home=tmp_path / "file"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +43,12 @@ class Commands(TyperGroup):
                 raise
             show_error(error)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if ctx.params.get("debug") or error.errno == errno.EPIPE:  # nobody reads on, as behind `| head`
+                raise
+            named = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+            show_error(LorasmithError(named, hint="lorasmith --debug shows where"))
+            raise typer.Exit(LorasmithError.exit_code) from error
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
@@ -103,5 +112,13 @@ app.command("doctor")(doctor.doctor)
 app.command("recover")(recovery.recover)
 
 
+def open_closed_streams() -> None:
+    """A stream that the shell has closed (`>&-`) leads nowhere; else the next open file, as the database, gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
 def main() -> None:
+    open_closed_streams()
     app()

@@ -68,14 +68,19 @@ def main(arguments: list[str]) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
         raise
     except BaseException as error:
-        reserve.unlink(missing_ok=True)
         failure = explain(error)
-        write_json(folder / "error.json", failure.model_dump())
         if not isinstance(error, LorasmithError):
             with suppress(OSError):
                 traceback.print_exc()
         status = error.code if isinstance(error, Interrupted) else "failed"
-        report("ended", status=status, **failure.model_dump())
+        try:
+            with disk_errors(folder):
+                reserve.unlink(missing_ok=True)
+            write_json(folder / "error.json", failure.model_dump())
+            report("ended", status=status, **failure.model_dump())
+        except (LorasmithError, OSError):  # of a folder that takes nothing any more; its log is open already
+            with suppress(OSError):
+                print(failure.message, file=sys.stderr, flush=True)
         return failure.exit_code
     reserve.unlink(missing_ok=True)
     write_json(folder / "result.json", result.model_dump(mode="json"))

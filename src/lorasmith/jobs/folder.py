@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lorasmith.errors import NotFound
 from lorasmith.files import MANIFEST, end_of_whole_lines, read_json_if_there, write_json
 from lorasmith.schemas.jobs import Event, JobError, JobOrder, JobRequest, now, read_event
 
@@ -53,8 +54,18 @@ def write_error(folder: Path, error: JobError) -> None:
 
 
 def read_error(folder: Path) -> JobError | None:
+    """What ended the job, or that its folder is gone; None where nothing is said."""
     error = read_json_if_there(folder / ERROR)
-    return None if error is None else JobError.model_validate(error)
+    if error is not None:
+        return JobError.model_validate(error)
+    if folder.is_dir():
+        return None
+    missing = gone(folder)
+    return JobError(reason_code=missing.code, message=missing.message, hint=missing.hint, exit_code=missing.exit_code)
+
+
+def gone(folder: Path) -> NotFound:
+    return NotFound(f"the job's folder {folder} is gone", hint="put it back and resume the job, or begin another one")
 
 
 class EventReader:

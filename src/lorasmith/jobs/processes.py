@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorasmith.errors import Conflict
 from lorasmith.files import try_lock
-from lorasmith.jobs.folder import CONTROL, ERROR, LOG, RESULT, TAKEN
+from lorasmith.jobs.folder import CONTROL, ERROR, LOG, RESULT, TAKEN, gone
 
 LOCK = "engine.lock"
 LOCK_VARIABLE = "LORASMITH_ENGINE_LOCK"
@@ -57,9 +57,11 @@ class EngineProcess:
 def start_engine(folder: Path, cores: int | None = None) -> EngineProcess:
     """Start the engine on a folder, in a session of its own: a closed terminal or a Ctrl-C does not reach it.
 
-    Raises `Conflict` while an engine runs there. The lock is taken here and handed on, so that there is no moment at
+    Raises `Conflict` while an engine runs there, and `NotFound` where there is no folder. The lock is taken here and handed on, so that there is no moment at
     which two of them could begin; it ends with the process, however that ends.
     """
+    if not folder.is_dir():
+        raise gone(folder)
     with (folder / LOCK).open("w") as lock, (folder / LOG).open("ab") as log:
         ends = time.monotonic() + LOOK_S
         while not try_lock(lock.fileno()):

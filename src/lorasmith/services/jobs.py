@@ -14,6 +14,7 @@ from lorasmith.files import new_id
 from lorasmith.jobs.folder import (
     ERROR,
     EventReader,
+    gone,
     newest_checkpoint_name,
     note_kill,
     read_error,
@@ -89,6 +90,7 @@ def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
     workbench.jobs.change(job.id, lambda stored: setattr(stored, "tries", 0), lease=lease)
     with LeaseKeeper(workbench.jobs, lease):
         try:
+            process = None
             while True:
                 process = begin(workbench, job, lease)
                 reader = EventReader(folder, from_now=True)
@@ -106,7 +108,7 @@ def run_in_foreground(workbench: Workbench, job: Job, watch: Watch) -> Job:
                     watch(Event(seq=0, time=now(), type="warning", data={"text": text}))
         finally:
             if not engine_runs(folder):
-                job = conclude(workbench, job, lease)
+                job = conclude(workbench, job, lease, process.returncode if process else None)
             workbench.jobs.release(lease)
     return job
 
@@ -314,6 +316,8 @@ def queue_again(workbench: Workbench, job: Job) -> Job:
 
     def note(stored: Job) -> None:
         resumable(stored, *sorted(KEEPS_ITS_WORK))
+        if not workbench.path(stored.folder).is_dir():
+            raise gone(workbench.path(stored.folder))
         (workbench.path(stored.folder) / ERROR).unlink(missing_ok=True)  # it would be taken for the next engine's
         stored.status, stored.auto_resume = JobStatus.QUEUED, True
         stored.tries, stored.request, stored.completed_at = 0, None, None

@@ -140,8 +140,9 @@ class Worker:
         except Exception as error:
             if engine_runs(folder):
                 raise
-            log.exception("%s did not start", job.id)
-            write_error(folder, JobError(reason_code="crashed", message=f"it did not start: {error}"))
+            log.error("%s did not start", job.id, exc_info=not isinstance(error, LorasmithError))
+            if folder.is_dir():
+                write_error(folder, JobError(reason_code="crashed", message=f"it did not start: {error}"))
             self.conclude(job, lease)
             return
         reader = EventReader(folder, from_now=True)

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from lorasmith.errors import Busy, Conflict, DiskFull
+from lorasmith.errors import Busy, Conflict, DiskFull, LorasmithError
 from lorasmith.files import disk_full, only_one_process
 from lorasmith.store.database_file import DATABASE_NAME, back_up, backup_due, damaged, is_damage
 
@@ -21,6 +21,7 @@ MIGRATION_LOCK = "lorasmith.db.migration"
 BUSY_TIMEOUT_MS = 10_000
 HEAD_REVISION = "0002"
 READ_ONLY = "lorasmith_reads"
+UNUSABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM)
 KEPT_FOLDERS = ("datasets/*/dataset.json", "adapters/*/manifest.json", "jobs/*/job.json")
 
 
@@ -76,7 +77,10 @@ def open_database(home: Path) -> Engine:
 
     Raises `DamagedDatabase` for a file that is not a whole database, and where there is none beside the folders that it listed.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(home, error.strerror) from error
     engine = connect(home)
     with database_errors(engine):
         if current_revision(engine) != HEAD_REVISION or backup_due(home):
@@ -165,6 +169,13 @@ def reading(engine: Engine) -> Iterator[Session]:
         yield session
 
 
+def unusable(home: Path, why: object) -> LorasmithError:
+    return LorasmithError(
+        f"the home folder {home} cannot be read and written: {why}",
+        hint="make it writable, or choose another one with --home or LORASMITH_HOME",
+    )
+
+
 @contextmanager
 def database_errors(engine: Engine) -> Iterator[None]:
     try:
@@ -177,7 +188,10 @@ def database_errors(engine: Engine) -> Iterator[None]:
         code = getattr(error.orig, "sqlite_errorcode", None)
         if code == sqlite3.SQLITE_FULL:
             raise disk_full(Path(engine.url.database or ".")) from error
-        if code is None or code & 0xFF != sqlite3.SQLITE_BUSY:  # the lowest byte is the kind, the rest its variant
+        kind = None if code is None else code & 0xFF  # the rest is its variant
+        if kind in UNUSABLE:
+            raise unusable(Path(engine.url.database or ".").parent, error.orig) from error
+        if kind != sqlite3.SQLITE_BUSY:
             raise
         raise Busy(
             f"another process has held {engine.url.database} for {BUSY_TIMEOUT_MS / 1000:.0f} s",

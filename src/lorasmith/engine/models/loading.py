@@ -18,7 +18,7 @@ from lorasmith.engine.models.device import CPU
 from lorasmith.engine.models.precision import DTYPES, Precision, choose_weights
 from lorasmith.engine.models.quantized_loading import half_bytes, load_quantized_model
 from lorasmith.errors import InvalidModel, NotFound
-from lorasmith.files import read_json, tells_full_disk
+from lorasmith.files import FULL, disk_code, read_json
 from lorasmith.model_configs import check_adapter_config, check_configs
 from lorasmith.model_files import check_model_folder
 
@@ -88,7 +88,7 @@ def load_model(
             trust_remote_code=False,
         )
     except (ValueError, KeyError, RuntimeError, OSError) as error:
-        if tells_full_disk(error):
+        if disk_code(error) in FULL:
             raise  # of the log, where transformers shows how far it is
         raise InvalidModel(f"{folder} cannot be loaded as a causal language model: {error}") from error
     model: PreTrainedModel = loaded[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -34,7 +35,7 @@ from lorasmith.engine.training.computation import Computation, PackedComputation
 from lorasmith.engine.training.devices import Devices
 from lorasmith.engine.training.initial import moves_weight
 from lorasmith.engine.training.loss import CompletionLoss
-from lorasmith.errors import InvalidSpec
+from lorasmith.errors import InvalidData, InvalidSpec
 from lorasmith.files import read_json, write_json
 from lorasmith.schemas.training import TrainingSettings, TrainingSpec
 
@@ -73,6 +74,17 @@ class Choices:
         before = self.made.setdefault(key, value)
         if before != value:
             self.report("warning", text=f"{key} was {before} and is {value}: the run is no longer exactly repeatable")
+
+    def keep_materials(self, materials: dict[str, Path], digest: Callable[[Path], str], *, resumed: bool) -> None:
+        """Note what the run is made of. Raises `InvalidData` where one that goes on would do so with something else."""
+        for name, path in materials.items():
+            now = self.devices.found_by_first(partial(digest, path))
+            if resumed and self.made.get(name, now) != now:
+                raise InvalidData(
+                    f"{path} has changed, and a run goes on with the {name} that it began with",
+                    hint="put it back as it was, or begin another run",
+                )
+            self.change(name, now)
 
     def once(self, name: str, measure: Callable[[], Choice]) -> Choice:
         """What was chosen when the run began, by its first process."""

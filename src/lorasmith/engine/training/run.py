@@ -19,7 +19,14 @@ from lorasmith.engine.lora.quantized import AS_STORED, Quantization
 from lorasmith.engine.lora.quantized_linear import quantized_bytes, quantized_elements
 from lorasmith.engine.lora.targets import left_out_note
 from lorasmith.engine.models.device import Device, device_name, gpu_peak_bytes
-from lorasmith.engine.models.loading import context_tokens, eos_token_ids, load_model, load_tokenizer, model_folder
+from lorasmith.engine.models.loading import (
+    base_fingerprint,
+    context_tokens,
+    eos_token_ids,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
 from lorasmith.engine.models.precision import DTYPES, Precision
 from lorasmith.engine.reporting import Reporter
 from lorasmith.engine.training.artifacts import write_adapter
@@ -48,6 +55,7 @@ from lorasmith.engine.training.optimizers import build_optimizer
 from lorasmith.engine.training.schedule import best_evaluation
 from lorasmith.errors import InvalidSpec
 from lorasmith.faults import fault_point
+from lorasmith.files import sha256_file
 from lorasmith.schemas.data import TooLong
 from lorasmith.schemas.jobs import JobOrder
 from lorasmith.schemas.training import TrainingInputs, TrainingResult, TrainingSpec
@@ -153,6 +161,10 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     )
     with devices.first_before_others():
         checkpoint = newest_checkpoint(folder, report)
+    materials = {"base": base_folder, "training rows": Path(inputs.train_file)}
+    if inputs.val_file:
+        materials["validation rows"] = Path(inputs.val_file)
+    choices.keep_materials(materials, digest_of_material, resumed=checkpoint is not None)
     if checkpoint is not None:
         training.progress = load_checkpoint(checkpoint, model, training.optimizer)
         if spec.training.keep_best:
@@ -195,6 +207,10 @@ def run_on(order: JobOrder, folder: Path, report: Reporter, devices: Devices) ->
     for cache in (PREFIX, TOKENS):
         shutil.rmtree(folder / cache, ignore_errors=True)  # gigabytes that no epoch will read again
     return result
+
+
+def digest_of_material(path: Path) -> str:
+    return base_fingerprint(path) if path.is_dir() else sha256_file(path)
 
 
 def report_gpu(report: Reporter, spec: TrainingSpec, precision: Precision) -> None:
