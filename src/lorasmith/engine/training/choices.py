@@ -218,6 +218,8 @@ def choose_computation(
         report("note", text=text)
     if device == "cpu":
         retain_heap()
+        if settings.precision == "auto":
+            report("note", text=f"computes in {precision}, which was measured to suit this machine when the run began")
     report("paths", device=device, memory=memory, modules=decoder.paths)
     return PackedComputation(
         decoder,
