@@ -17,7 +17,7 @@ from lorasmith.services.access import api_token
 from lorasmith.services.data_import import import_dataset
 from lorasmith.services.jobs import job_events
 from lorasmith.services.workbench import Workbench
-from tests.test_docs import blocks
+from tests.pages import blocks
 
 SERVER_GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "server.md"
 WEB = Path(__file__).parents[1] / "web"

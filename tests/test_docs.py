@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ import pytest
 import yaml
 
 from lorasmith.services.training import build_spec
+from tests.pages import FENCE, Block, blocks
 from tests.teacher_stub import Stub, serving
 from tools.write_reference import REFERENCE, pages
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").iterdir())
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMENT = re.compile(r"<!-- (?P<key>not run|exits with|home):? (?P<value>[^>]+?) -->\s*\Z")
 LINK = re.compile(r"(?<!\!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 HEADERS = ("train", "--model", "starter", "--data", "signatures", "--preset", "tiny", "--name", "headers")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # on a busy machine, two threads that wait for each other take ten times as long
@@ -47,39 +45,6 @@ SLOW = {  # half a minute and more; README.md is as long, and a stranger's first
     "docs/guides/python.md",
     "docs/guides/train.md",
 }
-
-
-@dataclass(frozen=True)
-class Block:
-    page: Path
-    line: int
-    language: str
-    code: str
-    not_run: str | None
-    exits_with: int
-    output: str | None
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text(encoding="utf-8")
-    fences = list(FENCE.finditer(text))
-    for index, fence in enumerate(fences):
-        comment = COMMENT.search(text[: fence.start()])
-        marks = {comment["key"]: comment["value"]} if comment else {}
-        following = fences[index + 1] if index + 1 < len(fences) else None
-        output = None
-        if following and following["language"] == "text" and not text[fence.end() : following.start()].strip():
-            output = following["code"]
-        line = text.count("\n", 0, fence.start()) + 1
-        yield Block(
-            page,
-            line,
-            fence["language"],
-            fence["code"],
-            marks.get("not run"),
-            int(marks.get("exits with", 0)),
-            output,
-        )
 
 
 def executed(page: Path) -> list[Block]:

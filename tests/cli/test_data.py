@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from lorasmith.cli.context import Shell
 from lorasmith.cli.data import app
 from lorasmith.cli.data_view import visible
 from lorasmith.errors import InvalidSpec, LorasmithError, NotFound
+from tests.cli.data_cases import error_of, run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SUPPORT = str(EXAMPLES / "support.jsonl")
@@ -22,18 +23,6 @@ SUPPORT = str(EXAMPLES / "support.jsonl")
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
-
-
-def run(home: Path, *arguments: str) -> Result:
-    result = CliRunner().invoke(app, list(arguments), obj=Shell(home=home), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def error_of(home: Path, *arguments: str) -> LorasmithError:
-    with pytest.raises(LorasmithError) as caught:
-        run(home, *arguments)
-    return caught.value
 
 
 def test_import_prints_format_parts_and_fates_and_the_next_command(home: Path) -> None:

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lorasmith.errors import InvalidSpec, LorasmithError
-from tests.cli.test_data import error_of, run
-
-FOX = "The quick brown fox jumps over the lazy dog and then it sleeps in the warm sun for a while"
-CLIPS = "How many clips did Natalia sell altogether in April and May, if she sold 48 in April?"
-ROWS = [
-    ("Tell a story.", FOX),
-    ("tell a  story.", FOX),
-    ("Tell a story.", f"{FOX} longer"),
-    ("What is open?", "All of it."),
-    ("What is open?", "Nothing at all."),
-    ("what is open?", "ALL OF IT."),
-    (CLIPS, "72 clips"),
-]
+from tests.cli.data_cases import CLIPS, FOX, ROWS, error_of, run, write_chats
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
-
-
-def write_chats(path: Path, pairs: list[tuple[str, str]], **own: Any) -> str:
-    rows = [{"input": question, "output": answer, **own} for question, answer in pairs]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture

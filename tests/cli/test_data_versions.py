@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from lorasmith.cli.context import Shell
 from lorasmith.cli.data import app
 from lorasmith.errors import InvalidSpec
-from tests.cli.test_data import error_of, run
-from tests.cli.test_data_duplicates import ROWS, write_chats
+from tests.cli.data_cases import ROWS, error_of, run, write_chats
 
 
 @pytest.fixture
