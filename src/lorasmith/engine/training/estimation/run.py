@@ -33,7 +33,7 @@ from lorasmith.engine.training.estimation.several import alone_share, exchange_s
 from lorasmith.engine.training.estimation.shape import Material, RunShape, shape_run
 from lorasmith.engine.training.estimation.skeleton import read_config
 from lorasmith.engine.training.estimation.suggestions import Candidate, candidates, suggest
-from lorasmith.engine.training.estimation.timing import Rates, expected_growth, measure, small_model
+from lorasmith.engine.training.estimation.timing import Rates, compile_parts, expected_growth, measure, small_model
 from lorasmith.engine.training.run import peak_bytes
 from lorasmith.errors import InvalidSpec
 from lorasmith.schemas.estimation import Estimate, EstimateInputs, Suggestion, seed_training_vram_gb
@@ -172,9 +172,11 @@ def measured(
     small = small_model(shape, sample, material.tokenizer, folder, report, devices)
     own = [batch for of_each in sample.batches if (batch := of_each[devices.rank])]
     expected = expected_growth(shape, small, own)
+    compiler_bytes, compiler_s = compile_parts(shape, small)
     before = resident_bytes()
     rates = measure(shape, small, sample, devices, folder, budget_s, report)
-    libraries_bytes = max(devices.gather(max(0, peak_bytes() - before - expected)))
+    rates = replace(rates, first_s=rates.first_s + compiler_s)
+    libraries_bytes = max(devices.gather(compiler_bytes + max(0, peak_bytes() - before - expected)))
     if devices.count == 1:
         return rates, libraries_bytes
     began = time.perf_counter()

@@ -22,6 +22,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.engine.data.rendering import RenderedExample
+from lorasmith.engine.data.rows import row_lengths
 from lorasmith.engine.lora.quantized import AS_STORED
 from lorasmith.engine.models.elementwise import EAGER, Elementwise
 from lorasmith.engine.models.elementwise import compiled as elementwise_compiled
@@ -30,7 +31,7 @@ from lorasmith.engine.training.checkpoints import Progress, save_checkpoint, tra
 from lorasmith.engine.training.choices import Choices, choose_computation
 from lorasmith.engine.training.computation import Computation, PackedComputation
 from lorasmith.engine.training.devices import Devices
-from lorasmith.engine.training.estimation.memory import optimizer_bytes
+from lorasmith.engine.training.estimation.memory import optimizer_bytes, resident_bytes
 from lorasmith.engine.training.estimation.random_model import Vocabulary, random_model
 from lorasmith.engine.training.estimation.rehearsal import heap_growth
 from lorasmith.engine.training.estimation.sample import Batch, Sample, most_tokens
@@ -204,6 +205,23 @@ def expected_growth(shape: RunShape, small: Small, batches: list[Batch]) -> int:
         for parameter in trainable(small.model).values()
     ]
     return rehearsed + 2 * sum(states)  # once more in the copies of a checkpoint
+
+
+def compile_parts(shape: RunShape, small: Small) -> tuple[int, float]:
+    """Bytes and seconds that compiling takes: the shortest row is computed for the first time.
+
+    Apart from what is measured next, where buffers of a rehearsal that are never filled would hide it.
+    """
+    if not shape.compiled or not isinstance(small.all, PackedComputation):
+        return 0, 0.0
+    lengths = row_lengths(small.rows)
+    shortest = min(range(len(lengths)), key=lambda index: lengths[index])
+    before, began = resident_bytes(), time.perf_counter()
+    small.all.gradients([shortest], small.rows, scale=1e-3, step=0)
+    took_s = time.perf_counter() - began
+    grown = resident_bytes() - before - small.all.decoder.workspace.size_bytes
+    small.all.free()
+    return max(0, grown), took_s
 
 
 def set_elementwise(computation: Computation, elementwise: Elementwise) -> None:
