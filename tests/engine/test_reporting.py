@@ -14,7 +14,7 @@ import pytest
 
 from lorasmith.engine import reporting
 from lorasmith.engine.reporting import Reporter
-from lorasmith.errors import DiskFull
+from lorasmith.errors import DiskFull, LorasmithError
 from lorasmith.files import read_json
 from lorasmith.jobs.folder import EventReader, write_request
 from lorasmith.schemas.jobs import JobRequest
@@ -70,7 +70,7 @@ def test_an_event_that_does_not_fit_on_the_disk_leaves_whole_lines(small_disk: P
 def test_half_an_event_is_taken_back(tmp_path: Path) -> None:
     report = Reporter(tmp_path)
     report("note", text="one")
-    with no_file_above(200), pytest.raises(OSError, match="File too large"):
+    with no_file_above(200), pytest.raises(LorasmithError, match="a file would be larger than this process may write"):
         report("note", text="x" * 300)
     report("note", text="two")
     assert texts(tmp_path) == [(1, "one"), (2, "two")]
