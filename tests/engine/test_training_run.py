@@ -327,6 +327,21 @@ def test_a_control_file_acts_within_a_step(
     assert not (folder / "control.json").exists()
 
 
+def test_a_precision_that_was_measured_is_said_and_one_that_was_asked_for_is_not(
+    qwen2_folder: Path, training_job: Job
+) -> None:
+    measured, asked = (
+        training_job(qwen2_folder, "measured", max_steps=1, precision="auto"),
+        training_job(qwen2_folder, "asked", max_steps=1),
+    )
+    found = [run_engine(folder)["precision"] for folder in (measured, asked)]
+    said = [
+        [note["text"] for note in events(folder, "note") if note["text"].startswith("computes in")]
+        for folder in (measured, asked)
+    ]
+    assert said == [[f"computes in {found[0]}, which was measured to suit this machine when the run began"], []]
+
+
 def test_training_through_peft_is_said(qwen2_folder: Path, training_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorasmith.engine.models.families.FAMILIES", ("llama",))
     folder = training_job(qwen2_folder, max_steps=3)

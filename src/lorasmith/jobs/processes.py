@@ -57,8 +57,8 @@ class EngineProcess:
 def start_engine(folder: Path, cores: int | None = None) -> EngineProcess:
     """Start the engine on a folder, in a session of its own: a closed terminal or a Ctrl-C does not reach it.
 
-    Raises `Conflict` while an engine runs there, and `NotFound` where there is no folder. The lock is taken here and handed on, so that there is no moment at
-    which two of them could begin; it ends with the process, however that ends.
+    Raises `Conflict` while an engine runs there, and `NotFound` where there is no folder. The lock is taken here and handed on,
+    so that there is no moment at which two of them could begin; it ends with the process, however that ends.
     """
     if not folder.is_dir():
         raise gone(folder)
